@@ -1,0 +1,41 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each does its own set-up in .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: help demo test lint types layers examples benchmarks clean
+
+help:
+	@echo "make demo | test | lint | types | layers | examples | benchmarks | clean"
+
+# Only wheels are installed, so no compiler is needed.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, got " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed; on Debian: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
+	$(BIN)/pip install --quiet --only-binary :all: -c constraints.txt torch
+	$(BIN)/pip install --quiet --prefer-binary -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/gradlogp demo --out demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+layers: $(READY)
+	$(BIN)/lint-imports
+
+examples: $(READY)
+	@mkdir -p examples/out
+	@for f in examples/*.py; do echo "== $$f"; (cd examples/out && ../../$(BIN)/python ../../$$f) || exit 1; done
+
+clean:
+	rm -rf $(VENV) demo examples/out .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,71 @@
+"""The Gaussian kernel."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gradlogp._shapes import Batch, Level, Rows, as_level, at_rows, event_size, per_row, squared_norm
+from gradlogp.kernels.base import GaussianForm, Kernel
+
+
+class Gaussian(Kernel):
+    """x_t = alpha·x + sigma·z, z ~ N(0, I): the kernel k(x_t | x) = N(x_t; alpha·x, sigma² I).
+
+    Args:
+        sigma: standard deviation of the noise, in the data's unit; a number or one a row, ``(B,)``; > 0.
+        alpha: factor of the clean data; a number or one a row, ``(B,)``; >= 0.
+
+    Raises:
+        InputError: a sigma that is not finite and positive, or an alpha that is not finite and non-negative.
+
+    Reference: Vincent (2011), "A connection between score matching and denoising autoencoders", section 4.
+    """
+
+    symmetric = True
+
+    def __init__(self, sigma: float | Tensor, alpha: float | Tensor = 1.0) -> None:
+        self.sigma = as_level(sigma, "sigma")
+        self.alpha = as_level(alpha, "alpha", positive=False)
+
+    def __repr__(self) -> str:
+        def show(v: Tensor) -> str:
+            return (
+                f"{v.item():g}" if v.numel() == 1 else f"<{v.numel()} values, {v.min().item():g} to {v.max().item():g}>"
+            )
+
+        alpha = "" if bool((self.alpha == 1).all()) else f", alpha={show(self.alpha)}"
+        return f"Gaussian(sigma={show(self.sigma)}{alpha})"
+
+    def sample(self, x: Batch, *, generator: torch.Generator | None = None) -> Batch:
+        """x_t = alpha·x + sigma·z."""
+        z = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        return per_row(self.alpha, x) * x + per_row(self.sigma, x) * z
+
+    def log_prob(self, x_t: Batch, x: Batch) -> Rows:
+        """log k(x_t | x) = −‖x_t − alpha·x‖²/(2 sigma²) − D log(sigma √(2π)), ``(B,)``, in nats."""
+        r = (x_t - per_row(self.alpha, x) * x) / per_row(self.sigma, x)
+        log_z = event_size(tuple(x.shape[1:])) * (self.sigma.log() + 0.5 * math.log(2 * math.pi))
+        return -0.5 * squared_norm(r) - log_z.to(x)
+
+    def score(self, x_t: Batch, x: Batch) -> Batch:
+        """∇_{x_t} log k(x_t | x) = (alpha·x − x_t)/sigma²."""
+        return (per_row(self.alpha, x) * x - x_t) / per_row(self.sigma**2, x)
+
+    def fisher_information(self, event_shape: tuple[int, ...]) -> Level:
+        """I(q) = D/sigma²."""
+        return event_size(event_shape) / self.sigma**2
+
+    def fisher_information_error(self, event_shape: tuple[int, ...]) -> Level:  # noqa: ARG002
+        """0: the closed form is exact."""
+        return torch.zeros_like(self.sigma)
+
+    def rows(self, index: Tensor) -> Gaussian:
+        """The kernel of some rows of the batch."""
+        return Gaussian(at_rows(self.sigma, index), at_rows(self.alpha, index))
+
+    def gaussian_form(self, event_shape: tuple[int, ...]) -> GaussianForm:  # noqa: ARG002
+        """alpha, no shift, K = sigma² I."""
+        return GaussianForm(self.alpha, torch.zeros(()), self.sigma**2, "isotropic")

@@ -1,0 +1,227 @@
+"""One-dimensional noise laws that torch lacks, and the closed forms of the score of a law.
+
+``closed_form`` knows, for a law q, its score ∇log q and its Fisher information E‖∇log q‖². A law that it does not
+know is left to autograd and quadrature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributions as td
+from torch.distributions import constraints
+
+
+class Logistic(td.Distribution):
+    """q(u) = e^{−v} / (s (1 + e^{−v})²), v = (u − loc)/s; variance π²s²/3, Fisher information 1/(3s²)."""
+
+    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}  # noqa: RUF012
+    support = constraints.real
+    has_rsample = True
+
+    def __init__(self, loc: float | Tensor, scale: float | Tensor, validate_args: bool | None = None) -> None:
+        self.loc, self.scale = td.utils.broadcast_all(loc, scale)
+        super().__init__(self.loc.shape, validate_args=validate_args)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """Draws by inversion; u is kept off 0 and 1, where the quantile is infinite."""
+        eps = torch.finfo(self.loc.dtype).tiny
+        u = torch.rand(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
+        return self.icdf(u.clamp(eps, 1 - torch.finfo(u.dtype).eps / 2))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log q(u) = −|v| − 2 log(1 + e^{−|v|}) − log s, stable in both tails."""
+        v = ((value - self.loc) / self.scale).abs()
+        return -v - 2 * torch.nn.functional.softplus(-v) - self.scale.log()
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """1/(1 + e^{−v})."""
+        return torch.sigmoid((value - self.loc) / self.scale)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """loc + s·log(p/(1 − p))."""
+        return self.loc + self.scale * torch.logit(value)
+
+    @property
+    def mean(self) -> Tensor:
+        """loc."""
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        """π² s²/3."""
+        return (torch.pi * self.scale) ** 2 / 3
+
+
+class GeneralizedNormal(td.Distribution):
+    """q(u) = b / (2a Γ(1/b)) · exp(−(|u − loc|/a)^b): Laplace at b = 1, N(loc, a²/2) at b = 2.
+
+    Its Fisher information is finite for b > 1/2 only.
+    """
+
+    arg_constraints = {  # noqa: RUF012
+        "loc": constraints.real,
+        "scale": constraints.positive,
+        "power": constraints.positive,
+    }
+    support = constraints.real
+
+    def __init__(
+        self, loc: float | Tensor, scale: float | Tensor, power: float | Tensor, validate_args: bool | None = None
+    ) -> None:
+        self.loc, self.scale, self.power = td.utils.broadcast_all(loc, scale, power)
+        super().__init__(self.loc.shape, validate_args=validate_args)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """±a·G^{1/b}, G ~ Gamma(1/b)."""
+        with torch.no_grad():
+            g = td.Gamma(1 / self.power, torch.ones_like(self.power)).sample(sample_shape)
+            sign = torch.randint(0, 2, g.shape, device=g.device, dtype=g.dtype) * 2 - 1
+            return self.loc + sign * self.scale * g ** (1 / self.power)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """−(|u − loc|/a)^b + log b − log 2a − log Γ(1/b)."""
+        log_z = (2 * self.scale / self.power).log() + torch.lgamma(1 / self.power)
+        return -(((value - self.loc).abs() / self.scale) ** self.power) - log_z
+
+    @property
+    def mean(self) -> Tensor:
+        """loc."""
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        """a² Γ(3/b)/Γ(1/b)."""
+        return self.scale**2 * torch.exp(torch.lgamma(3 / self.power) - torch.lgamma(1 / self.power))
+
+
+def log_density(law: td.Distribution, n: Tensor) -> Tensor:
+    """log q(n), −inf outside the support, where torch's ``log_prob`` may be anything."""
+    if isinstance(law, td.MixtureSameFamily):
+        parts = law.component_distribution
+        each = log_density(parts, n.unsqueeze(-1 - len(parts.event_shape)))
+        return torch.logsumexp(each + law.mixture_distribution.logits, dim=-1)
+    if isinstance(law, td.Independent):
+        return log_density(law.base_dist, n).flatten(n.ndim - law.reinterpreted_batch_ndims).sum(-1)
+    inside = law.support.check(n)
+    return torch.where(inside, law.log_prob(n), -torch.inf)
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """What is known of a law q.
+
+    Attributes:
+        score: u -> ∇log q(u), the shape of u.
+        fisher: E‖∇log q‖², of the law's batch shape; None where only quadrature gives it.
+    """
+
+    score: Callable[[Tensor], Tensor]
+    fisher: Tensor | None
+
+
+@singledispatch
+def closed_form(law: td.Distribution) -> ClosedForm | None:  # noqa: ARG001
+    """The closed form of a law's score and Fisher information, or None."""
+    return None
+
+
+@closed_form.register
+def _(law: td.Normal) -> ClosedForm:
+    return ClosedForm(lambda u: -(u - law.loc) / law.scale**2, law.scale**-2)
+
+
+@closed_form.register
+def _(law: td.Laplace) -> ClosedForm:
+    return ClosedForm(lambda u: -torch.sign(u - law.loc) / law.scale, law.scale**-2)
+
+
+@closed_form.register
+def _(law: td.StudentT) -> ClosedForm:
+    nu, s = law.df, law.scale
+
+    def score(u: Tensor) -> Tensor:
+        v = u - law.loc
+        return -(nu + 1) * v / (nu * s**2 + v**2)
+
+    return ClosedForm(score, (nu + 1) / ((nu + 3) * s**2))
+
+
+@closed_form.register
+def _(law: Logistic) -> ClosedForm:
+    return ClosedForm(lambda u: -torch.tanh((u - law.loc) / (2 * law.scale)) / law.scale, 1 / (3 * law.scale**2))
+
+
+@closed_form.register
+def _(law: GeneralizedNormal) -> ClosedForm | None:
+    a, b = law.scale, law.power
+    if bool((b <= 0.5).any()):  # infinite Fisher information: refused by the examination of the density
+        return None
+
+    def score(u: Tensor) -> Tensor:
+        v = (u - law.loc) / a
+        return torch.where(v == 0, 0.0, -b * torch.sign(v) * v.abs() ** (b - 1) / a)
+
+    log_ratio = torch.lgamma(2 - 1 / b) - torch.lgamma(1 / b)
+    return ClosedForm(score, (b / a) ** 2 * log_ratio.exp())
+
+
+@closed_form.register(td.MultivariateNormal)
+@closed_form.register(td.LowRankMultivariateNormal)
+def _(law: td.MultivariateNormal | td.LowRankMultivariateNormal) -> ClosedForm:
+    precision = law.precision_matrix
+
+    def score(u: Tensor) -> Tensor:
+        return -((u - law.loc).unsqueeze(-2) @ precision).squeeze(-2)
+
+    return ClosedForm(score, precision.diagonal(dim1=-2, dim2=-1).sum(-1))
+
+
+@closed_form.register
+def _(law: td.Independent) -> ClosedForm | None:
+    base = closed_form(law.base_dist)
+    if base is None or base.fisher is None:
+        return None
+    fisher = base.fisher.expand(law.base_dist.batch_shape)
+    return ClosedForm(base.score, fisher.flatten(fisher.ndim - law.reinterpreted_batch_ndims).sum(-1))
+
+
+@closed_form.register
+def _(law: td.MixtureSameFamily) -> ClosedForm | None:
+    parts = law.component_distribution
+    component = closed_form(parts)
+    if component is None:
+        return None
+    k_dim = -1 - len(parts.event_shape)
+
+    def score(u: Tensor) -> Tensor:
+        each = u.unsqueeze(k_dim)
+        log_r = log_density(parts, each) + law.mixture_distribution.logits
+        r = torch.softmax(log_r, dim=-1).reshape(*log_r.shape, *(1,) * len(parts.event_shape))
+        shape = torch.broadcast_shapes(each.shape, r.shape)
+        return (r * component.score(each.expand(shape))).sum(k_dim)
+
+    return ClosedForm(score, None)
+
+
+def in_float64(value: Any, memo: dict[int, Any] | None = None) -> Any:
+    """A copy of a law with every parameter in float64 (so that its normaliser is not rounded to float32), unvalidated."""
+    memo = {} if memo is None else memo
+    if id(value) in memo:
+        return memo[id(value)]
+    if isinstance(value, Tensor):
+        return value.detach().double() if value.is_floating_point() else value
+    if type(value) in (list, tuple):
+        return type(value)(in_float64(v, memo) for v in value)
+    if isinstance(value, td.Distribution | td.Transform):
+        twin = memo[id(value)] = object.__new__(type(value))
+        twin.__dict__.update({k: in_float64(v, memo) for k, v in vars(value).items()})
+        if isinstance(twin, td.Distribution):
+            twin._validate_args = False
+        return twin
+    return value

@@ -1,0 +1,78 @@
+"""Small default networks F(z, c_noise); nothing else knows a layer."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gradlogp._shapes import Batch, Rows, event_size
+
+
+class FourierFeatures(nn.Module):
+    """c -> (cos 2^j c·π/8, sin 2^j c·π/8): the noise level, seen at ``n`` octaves."""
+
+    frequencies: Tensor
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", math.pi / 8 * 2.0 ** torch.arange(n), persistent=False)
+
+    def forward(self, c: Rows) -> Tensor:
+        """``(B,) -> (B, 2n)``."""
+        angle = c[:, None] * self.frequencies
+        return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class ResidualBlock(nn.Module):
+    """h + W₂ silu(W₁ silu(norm(h)·(1 + a) + b)), with a, b linear in the noise embedding."""
+
+    def __init__(self, width: int, n_embedding: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.condition = nn.Linear(n_embedding, 2 * width)
+        self.inner = nn.Linear(width, width)
+        self.outer = nn.Linear(width, width)
+        nn.init.zeros_(self.condition.weight)
+        nn.init.zeros_(self.condition.bias)
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        """``(B, width), (B, n_embedding) -> (B, width)``."""
+        scale, shift = self.condition(embedding).chunk(2, dim=1)
+        u = F.silu(self.norm(h) * (1 + scale) + shift)
+        out: Tensor = h + self.outer(F.silu(self.inner(u)))
+        return out
+
+
+class ResidualMLP(nn.Module):
+    """A residual MLP with a noise embedding; its last layer starts at zero, so that a model starts as its reference.
+
+    Args:
+        event_shape: shape of one datum.
+        width: hidden units.
+        depth: residual blocks.
+        n_octaves: octaves of the noise embedding.
+    """
+
+    def __init__(self, event_shape: tuple[int, ...], *, width: int = 256, depth: int = 3, n_octaves: int = 6) -> None:
+        super().__init__()
+        self.config = {"event_shape": list(event_shape), "width": width, "depth": depth, "n_octaves": n_octaves}
+        d = event_size(event_shape)
+        self.embedding = nn.Sequential(FourierFeatures(n_octaves), nn.Linear(2 * n_octaves, 64), nn.SiLU())
+        self.first = nn.Linear(d, width)
+        self.blocks = nn.ModuleList(ResidualBlock(width, 64) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.last = nn.Linear(width, d)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, z: Batch, c_noise: Rows) -> Batch:
+        """F(z, c_noise), like z."""
+        embedding = self.embedding(c_noise)
+        h = self.first(z.flatten(1))
+        for block in self.blocks:
+            h = block(h, embedding)
+        out: Tensor = self.last(F.silu(self.norm(h)))
+        return out.reshape(z.shape)
