@@ -7,6 +7,7 @@ shaped against a batch once, by :func:`per_row`, and nowhere else.
 from __future__ import annotations
 
 import math
+import operator
 from typing import TypeAlias
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 Batch: TypeAlias = Float[Tensor, "B *event"]
 Rows: TypeAlias = Float[Tensor, "B"]
-Level: TypeAlias = Float[Tensor, "*rows"]
+Level: TypeAlias = Float[Tensor, "..."]  # () or (B,)
 
 
 class InputError(ValueError):
@@ -59,7 +60,25 @@ def event_size(event_shape: tuple[int, ...]) -> int:
     return math.prod(event_shape)
 
 
-def as_level(value: float | Tensor, name: str, *, positive: bool = True) -> Tensor:
+def same_batch(x_t: object, x: object) -> None:
+    """Check that noisy and clean rows are batches of one shape."""
+    x_t, x = require_batch(x_t, "x_t"), require_batch(x, "x")
+    if x_t.shape != x.shape:
+        raise InputError(f"x_t and x: got shapes {tuple(x_t.shape)} and {tuple(x.shape)}, want the same")
+
+
+def as_count(n: object, name: str = "n") -> int:
+    """Check a number of draws: a whole number >= 1."""
+    try:
+        count = operator.index(n)  # type: ignore[arg-type]
+    except TypeError:
+        raise InputError(f"{name}: got {n!r}, want a whole number >= 1") from None
+    if count < 1:
+        raise InputError(f"{name}: got {count}, want at least 1")
+    return count
+
+
+def as_level(value: object, name: str, *, positive: bool = True) -> Tensor:
     """Check a noise level: a number or ``(B,)`` numbers, finite, positive (or non-negative)."""
     try:
         level = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
@@ -67,7 +86,7 @@ def as_level(value: float | Tensor, name: str, *, positive: bool = True) -> Tens
         raise InputError(f"{name}: got {value!r}, want a number or one number a row") from None
     if not level.is_floating_point():
         level = level.to(torch.get_default_dtype())
-    if level.ndim > 1:
+    if level.ndim > 1 or level.numel() == 0:
         raise InputError(f"{name}: got shape {tuple(level.shape)}, want a number or one number a row, (B,)")
     bad = ~torch.isfinite(level) | (level <= 0 if positive else level < 0)
     if bool(bad.any()):
@@ -76,14 +95,20 @@ def as_level(value: float | Tensor, name: str, *, positive: bool = True) -> Tens
     return level
 
 
-def as_batch(x: Tensor, name: str = "x") -> Batch:
-    """Check a batch: a floating tensor ``(B, *event)`` with at least one event dimension, finite."""
+def require_batch(x: object, name: str = "x") -> Batch:
+    """Check that x is a floating tensor ``(B, *event)`` with an event dimension; its values are not looked at."""
     if not isinstance(x, Tensor):
         raise InputError(f"{name}: got {type(x).__name__}, want a torch.Tensor of shape (B, *event)")
     if not x.is_floating_point():
         raise InputError(f"{name}: got dtype {x.dtype}, want a floating dtype such as float32")
     if x.ndim < 2 or x.numel() == 0:
         raise InputError(f"{name}: got shape {tuple(x.shape)}, want (B, *event) with B >= 1, e.g. (100, 2)")
+    return x
+
+
+def as_batch(x: object, name: str = "x") -> Batch:
+    """Check a batch: a floating tensor ``(B, *event)`` with at least one event dimension, finite."""
+    x = require_batch(x, name)
     finite = torch.isfinite(x)
     if not bool(finite.all()):
         row = int((~finite).flatten(1).any(1).nonzero()[0, 0])
@@ -91,8 +116,9 @@ def as_batch(x: Tensor, name: str = "x") -> Batch:
     return x
 
 
-def same_event(x: Batch, event_shape: tuple[int, ...], name: str = "x") -> Batch:
+def same_event(x: object, event_shape: tuple[int, ...], name: str = "x") -> Batch:
     """Check that a batch has the event shape that is expected of it."""
+    x = require_batch(x, name)
     if tuple(x.shape[1:]) != tuple(event_shape):
         raise InputError(f"{name}: got event shape {tuple(x.shape[1:])}, want {tuple(event_shape)}")
     return x

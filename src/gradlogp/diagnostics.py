@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from gradlogp._shapes import Batch, InputError, Level, as_batch, event_size, squared_norm
 from gradlogp.kernels import Kernel
+from gradlogp.kernels.base import require_levels
 from gradlogp.models import ScoreModel
 from gradlogp.objectives import (
     DenoisingScoreMatching,
@@ -43,7 +43,9 @@ class Estimate:
     @property
     def z(self) -> float:
         """The value in standard errors; 0 for 0 ± 0."""
-        return self.value / self.stderr if self.stderr > 0 else math.copysign(math.inf, self.value) if self.value else 0.0
+        if self.stderr > 0 or self.value == 0:
+            return self.value / (self.stderr or 1.0)
+        return math.copysign(math.inf, self.value)
 
     @classmethod
     def mean_of(cls, values: Tensor, numerical_error: float = 0.0) -> Estimate:
@@ -105,8 +107,10 @@ def equivalence(
         generator: source of the draws.
 
     Raises:
-        InputError: fewer than 2 draws.
+        InputError: fewer than 2 draws, or a kernel with a level for each row.
     """
+    if kernel.alpha.ndim or kernel.sigma.ndim:
+        raise InputError(f"kernel: got {kernel!r}, want one level for all rows")
     x = oracle.sample(n, generator=generator)
     fisher = _half_fisher(kernel, x)
 
@@ -114,7 +118,7 @@ def equivalence(
         x_t = kernel.sample(x, generator=generator)
         return 0.5 * squared_norm(oracle.score(x_t, kernel)).double() - fisher.to(x_t.device)
 
-    terms = [ExplicitScoreMatching(oracle), DenoisingScoreMatching(), c]
+    terms: list[Objective] = [ExplicitScoreMatching(oracle), DenoisingScoreMatching(), c]
     esm, dsm, constant = _on_the_same_draws(terms, model, x, kernel, generator)
     error = _half_fisher_error(kernel, x)
     return Equivalence(
@@ -166,9 +170,9 @@ def self_check(
 ) -> SelfCheck:
     """Check J_DSM = J_ISM + ½ I(q) on data, with no ground truth: it tests the code, not the model.
 
-    The identity E[∇log k(x_t | x)·ψ(x_t)] = −E div ψ holds for every data set, every differentiable ψ and every valid kernel,
-    so a flipped sign, a lost ½, a mean for a sum or a wrong alpha in the loss or the kernel shows. Up to 100 coordinates
-    the divergence is exact, above it is a random projection. Few rows are repeated with fresh noise.
+    The identity E[∇log k(x_t | x)·ψ(x_t)] = −E div ψ holds for every data set, every differentiable ψ and every valid
+    kernel, so a flipped sign, a lost ½, a mean for a sum or a wrong alpha in the loss or the kernel shows. Up to 100
+    coordinates the divergence is exact, above it is a random projection. Few rows are repeated with fresh noise.
 
     Args:
         model: any score model ψ.
@@ -181,6 +185,7 @@ def self_check(
         InputError: x is not a finite batch.
     """
     x = as_batch(x)
+    require_levels(kernel, x)
     rows = torch.arange(len(x), device=x.device).repeat(math.ceil(_MIN_ROWS / len(x)))
     x, kernel = x[rows], kernel.rows(rows)
     exact = event_size(tuple(x.shape[1:])) <= _EXACT_DIVERGENCE_UP_TO
@@ -192,7 +197,7 @@ def self_check(
 
 
 def _on_the_same_draws(
-    terms: list[Callable[..., Tensor]], model: ScoreModel, x: Batch, kernel: Kernel, generator: torch.Generator | None
+    terms: list[Objective], model: ScoreModel, x: Batch, kernel: Kernel, generator: torch.Generator | None
 ) -> list[Tensor]:
     """Each term's rows, in float64, with x_t the same in all: every term first draws from an equal generator."""
     device = generator.device if generator is not None else x.device

@@ -1,7 +1,7 @@
 """What a score model is, the Gaussian reference that is exact, and the network that learns what it leaves.
 
-A model takes a kernel, not a time: ``model.score(x_t, kernel)`` is ψ(x_t) for that convolution, so the noise of training
-and of sampling are decoupled. Exact densities (``gradlogp.oracles``) are models too.
+A model takes a kernel, not a time: ``model.score(x_t, kernel)`` is ψ(x_t) for that convolution, so the noise of
+training and of sampling are decoupled. Exact densities (``gradlogp.oracles``) are models too.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from gradlogp._shapes import Batch, InputError, Level, as_batch, per_row, same_event
+from gradlogp._shapes import Batch, InputError, Level, as_batch, as_count, per_row, same_event
 from gradlogp.kernels import GaussianForm, Kernel
 
+_LARGE = 1e30
 NULL_TOLERANCE = 1e-10  # an eigenvalue below this share of the largest is a direction in which the data do not vary
 
 
 class ScoreModel(nn.Module, ABC):
-    """ψ(x_t; kernel) ≈ ∇log p_σ(x_t), p_σ = p ∗ q, for a batch ``(B, *event)``; and the denoiser that is the same thing."""
+    """ψ(x_t; kernel) ≈ ∇log p_σ(x_t), p_σ = p ∗ q, for a batch ``(B, *event)``; its denoiser is the same thing."""
 
     @abstractmethod
     def score(self, x_t: Batch, kernel: Kernel) -> Batch:
@@ -105,14 +106,15 @@ def _times(form: GaussianForm, v: Batch) -> Batch:
 class GaussianReference(ScoreModel):
     """The closed-form part of a score: that of the Gaussian with the data's mean μ and covariance Σ = VΛVᵀ.
 
-    In eigen-direction i the score is −h_i·vᵢᵀ(x_t − alpha·μ), with
+    Under isotropic Gaussian noise the score in eigen-direction i is −h_i·vᵢᵀ(x_t − alpha·μ − shift), with
 
         h_i = w/(alpha²λ_i + sigma²) + (1 − w)/(alpha²σ_d² + sigma²),    w = sigma²/(sigma² + (fade·alpha·σ_d)²),
 
     σ_d² the mean of the λ_i > 0. ``fade = 0`` is the Gaussian's own score, the best affine one at every noise level;
-    ``fade = inf`` is the scalar skip of EDM (Karras et al. 2022, table 1), centred; in between, the Gaussian fades out below
-    ``fade`` times the data's scale, where data are not Gaussian. Directions in which the data do not vary (λ_i = 0: constant
-    or collinear columns) are exact at any ``fade``: h = 1/sigma².
+    ``fade = inf`` is the scalar skip of EDM (Karras et al. 2022, table 1), centred; in between, the Gaussian fades out
+    below ``fade`` times the data's scale, where data are not Gaussian. Directions in which the data do not vary
+    (λ_i = 0: constant or collinear columns) are exact at any ``fade``: h = 1/sigma². Under noise N(shift, K) that is
+    not isotropic, 1/(alpha²λ + sigma²) is (alpha²Σ + K)⁻¹; under noise that is not Gaussian, sigma is its scale.
 
     Args:
         mean: μ, ``(*event)``.
@@ -133,7 +135,9 @@ class GaussianReference(ScoreModel):
         if eigenvectors.shape != (mean.numel(), eigenvalues.numel()) or eigenvalues.numel() == 0:
             got = f"{tuple(mean.shape)}, {tuple(eigenvalues.shape)}, {tuple(eigenvectors.shape)}"
             raise InputError(f"GaussianReference: got shapes {got}, want (*event), (R,), (D, R) with R >= 1")
-        if not bool((eigenvalues > 0).all()) or not fade >= 0:
+        if not bool(torch.isfinite(mean).all() & torch.isfinite(eigenvectors).all()):
+            raise InputError("GaussianReference: got NaN or infinity in the mean or eigenvectors, want finite numbers")
+        if not bool((torch.isfinite(eigenvalues) & (eigenvalues > 0)).all()) or not fade >= 0:
             raise InputError(
                 "GaussianReference: got an eigenvalue or fade that is negative or NaN, want eigenvalues > 0, fade >= 0"
             )
@@ -149,7 +153,7 @@ class GaussianReference(ScoreModel):
         Raises:
             InputError: fewer than two rows, or data that do not vary at all.
         """
-        as_batch(x)
+        x = as_batch(x)
         if len(x) < 2:
             raise InputError(f"x: got {len(x)} row, want at least 2")
         flat = x.detach().flatten(1).double()
@@ -160,8 +164,19 @@ class GaussianReference(ScoreModel):
 
     @classmethod
     def of_moments(cls, mean: Tensor, covariance: Tensor, fade: float = 0.0) -> GaussianReference:
-        """The reference with a given mean ``(*event)`` and covariance ``(D, D)``."""
-        eigenvalues, v = torch.linalg.eigh(covariance.double())
+        """The reference with a given mean ``(*event)`` and covariance ``(D, D)``.
+
+        Raises:
+            InputError: shapes that do not fit, or a covariance that is not symmetric and positive semi-definite.
+        """
+        c, d = covariance.double(), mean.numel()
+        if c.shape != (d, d):
+            raise InputError(f"covariance: got shape {tuple(c.shape)}, want ({d}, {d})")
+        if not bool(torch.isfinite(c).all()) or not torch.allclose(c, c.T, rtol=1e-6, atol=1e-6 * c.abs().max().item()):
+            raise InputError("covariance: got one that is not finite or not symmetric")
+        eigenvalues, v = torch.linalg.eigh(c)
+        if bool(eigenvalues[0] < -1e-6 * eigenvalues.abs().max()):
+            raise InputError(f"covariance: got an eigenvalue {eigenvalues[0].item():.3g}, want positive semi-definite")
         vary = eigenvalues > NULL_TOLERANCE * eigenvalues[-1].clamp_min(0)
         if not bool(vary.any()):
             raise InputError("x: every column is constant, want data that vary")
@@ -189,9 +204,11 @@ class GaussianReference(ScoreModel):
         return ((v.flatten(1) @ self.eigenvectors) @ self.eigenvectors.T).reshape(v.shape)
 
     def score(self, x_t: Batch, kernel: Kernel) -> Batch:
-        """−V h Vᵀ r − (r − VVᵀr)/sigma², r = x_t − alpha·μ."""
-        same_event(x_t, self.event_shape, "x_t")
-        r = (x_t - per_row(kernel.alpha, x_t) * self.mean).flatten(1)
+        """−V h Vᵀ r − (r − VVᵀr)/sigma², r = x_t − alpha·μ − shift."""
+        r = self.centred(x_t, kernel).flatten(1)
+        form = kernel.gaussian_form(self.event_shape)
+        if form is not None and form.kind != "isotropic":
+            return -self._anisotropic_precision_times(r, kernel, form).reshape(x_t.shape)
         y = r @ self.eigenvectors
         alpha, sigma = _columns(kernel, x_t)
         out = -(y * self._precision(alpha, sigma)) @ self.eigenvectors.T
@@ -201,16 +218,25 @@ class GaussianReference(ScoreModel):
 
     def denoise(self, x_t: Batch, kernel: Kernel) -> Batch:
         """μ + V g Vᵀ r: g_i is alpha·λ_i/(alpha²λ_i + sigma²) for the Gaussian, faded as the score is."""
-        gaussian_form(kernel, x_t, "denoise")
-        same_event(x_t, self.event_shape, "x_t")
+        if gaussian_form(kernel, x_t, "denoise").kind != "isotropic":
+            return tweedie(x_t, self.score(x_t, kernel), kernel)
         alpha, sigma = _columns(kernel, x_t)
-        y = (x_t - per_row(kernel.alpha, x_t) * self.mean).flatten(1) @ self.eigenvectors
+        y = self.centred(x_t, kernel).flatten(1) @ self.eigenvectors
         g = self._blend(alpha, sigma, lambda variance: alpha * variance / (alpha**2 * variance + sigma**2))
         return self.mean + ((y * g) @ self.eigenvectors.T).reshape(x_t.shape)
 
+    def centred(self, x_t: Batch, kernel: Kernel) -> Batch:
+        """x_t − alpha·μ − shift, the shift being the mean of Gaussian noise."""
+        same_event(x_t, self.event_shape, "x_t")
+        form = kernel.gaussian_form(self.event_shape)
+        r: Tensor = x_t - per_row(kernel.alpha, x_t) * self.mean
+        return r if form is None else r - form.shift.to(x_t)
+
     def sample_noisy(self, n: int, kernel: Kernel, *, generator: torch.Generator | None = None) -> Batch:
-        """Draws from N(alpha·μ, alpha²Σ + sigma² I), the Gaussian seen through the kernel."""
-        z = torch.randn(n, self.mean.numel(), generator=generator, dtype=self.mean.dtype, device=self.mean.device)
+        """Draws from N(alpha·μ, alpha²Σ + sigma² I), the Gaussian seen through isotropic noise."""
+        z = torch.randn(
+            as_count(n), self.mean.numel(), generator=generator, dtype=self.mean.dtype, device=self.mean.device
+        )
         alpha, sigma = _columns(kernel, z)
         y = z @ self.eigenvectors
         x = sigma * z + (y * ((alpha**2 * self.eigenvalues + sigma**2).sqrt() - sigma)) @ self.eigenvectors.T
@@ -222,20 +248,40 @@ class GaussianReference(ScoreModel):
     def _blend(self, alpha: Tensor, sigma: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
         if self.fade == 0:
             return f(self.eigenvalues)
-        w = 1 / (1 + (self.fade * alpha * self.data_scale / sigma) ** 2)
+        w = self._weight(alpha, sigma)
         return w * f(self.eigenvalues) + (1 - w) * f(self.data_scale**2)
+
+    def _weight(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The Gaussian's share, sigma²/(sigma² + (fade·alpha·σ_d)²); 1 at alpha = 0 even where fade is infinite."""
+        w: Tensor = 1 / (1 + (min(self.fade, _LARGE) * alpha * self.data_scale / sigma) ** 2)
+        return w
+
+    def _anisotropic_precision_times(self, r: Tensor, kernel: Kernel, form: GaussianForm) -> Tensor:
+        """w(alpha²Σ + K)⁻¹r + (1 − w)(alpha²σ_d²VVᵀ + K)⁻¹r, in float64."""
+        v, k, alpha = (u.to(r.device).double() for u in (self.eigenvectors, form.covariance, form.alpha))
+        k = torch.diag(k) if form.kind == "diagonal" else k
+
+        def precision_times_r(variance: Tensor) -> Tensor:
+            columns: Tensor = torch.linalg.solve(alpha**2 * (v * variance.double()) @ v.T + k, r.double().T)
+            return columns.T.to(r)
+
+        own = precision_times_r(self.eigenvalues)
+        if self.fade == 0:
+            return own
+        w = self._weight(*_columns(kernel, r))
+        return w * own + (1 - w) * precision_times_r(self.data_scale**2)
 
 
 class Preconditioned(ScoreModel):
     """A network on top of a closed-form reference: it learns only what the reference leaves.
 
-        D(x_t) = D_ref(x_t) + c_out · P F(c_in · P(x_t − alpha·μ), c_noise)
+        D(x_t) = D_ref(x_t) + c_out · P F(c_in · P(x_t − alpha·μ − shift), c_noise)
         ψ(x_t) = ψ_ref(x_t) + (alpha·c_out/sigma²) · P F(…)
 
-    c_in = 1/√(alpha²σ_d² + sigma²), c_out = sigma·σ_d·c_in, c_noise = log(sigma/(alpha·σ_d)), and P the projection on the
-    directions in which the data vary (Karras et al. 2022, table 1, with the skip replaced by the reference). A network
-    that starts at zero starts as the reference. Under a kernel that is not Gaussian the same formula is a parametrisation
-    of the score, with sigma the kernel's scale.
+    c_in = 1/√(alpha²σ_d² + sigma²), c_out = sigma·σ_d·c_in, c_noise = log(sigma/(alpha·σ_d)), and P the projection on
+    the directions in which the data vary (Karras et al. 2022, table 1, with the skip replaced by the reference). A
+    network that starts at zero starts as the reference. Under a kernel that is not Gaussian the same formula is a
+    parametrisation of the score, with sigma the kernel's scale.
 
     Args:
         network: (z of the event's shape, c_noise ``(B,)``) -> like z.
@@ -280,8 +326,8 @@ class Preconditioned(ScoreModel):
         return 1 / torch.sqrt((alpha * self.skip.data_scale) ** 2 + sigma**2)
 
     def _residual(self, x_t: Batch, kernel: Kernel, c_in: Tensor) -> Batch:
-        """P F(c_in · P(x_t − alpha·μ), c_noise)."""
-        z = c_in * self.skip.project(x_t - per_row(kernel.alpha, x_t) * self.skip.mean)
+        """P F(c_in · P(x_t − alpha·μ − shift), c_noise)."""
+        z = c_in * self.skip.project(self.skip.centred(x_t, kernel))
         return self.skip.project(self.network(z, self._c_noise(kernel, x_t)))
 
     def _c_noise(self, kernel: Kernel, x_t: Batch) -> Tensor:
@@ -302,7 +348,9 @@ def _covariance(centred: Tensor) -> Tensor:
     covariance = centred.T @ centred / n
     if n > d:
         return covariance
-    vary = centred.square().sum(0) > 0
+    vary = (centred != centred[:1]).any(0)
+    if not bool(vary.any()):
+        return covariance
     scale = covariance.diagonal()[vary].mean()
     target = torch.diag(vary * scale).to(covariance)
     spread = (covariance - target).square().sum()

@@ -27,10 +27,11 @@ class FourierFeatures(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """h + W₂ silu(W₁ silu(norm(h)·(1 + a) + b)), with a, b linear in the noise embedding."""
+    """h + W₂ dropout(silu(W₁ silu(norm(h)·(1 + a) + b))), with a, b linear in the noise embedding."""
 
-    def __init__(self, width: int, n_embedding: int) -> None:
+    def __init__(self, width: int, n_embedding: int, dropout: float) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.condition = nn.Linear(n_embedding, 2 * width)
         self.inner = nn.Linear(width, width)
@@ -42,7 +43,7 @@ class ResidualBlock(nn.Module):
         """``(B, width), (B, n_embedding) -> (B, width)``."""
         scale, shift = self.condition(embedding).chunk(2, dim=1)
         u = F.silu(self.norm(h) * (1 + scale) + shift)
-        out: Tensor = h + self.outer(F.silu(self.inner(u)))
+        out: Tensor = h + self.outer(self.dropout(F.silu(self.inner(u))))
         return out
 
 
@@ -53,16 +54,24 @@ class ResidualMLP(nn.Module):
         event_shape: shape of one datum.
         width: hidden units.
         depth: residual blocks.
+        dropout: share of hidden units dropped in training.
         n_octaves: octaves of the noise embedding.
     """
 
-    def __init__(self, event_shape: tuple[int, ...], *, width: int = 256, depth: int = 3, n_octaves: int = 6) -> None:
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        *,
+        width: int = 256,
+        depth: int = 3,
+        dropout: float = 0.0,
+        n_octaves: int = 6,
+    ) -> None:
         super().__init__()
-        self.config = {"event_shape": list(event_shape), "width": width, "depth": depth, "n_octaves": n_octaves}
         d = event_size(event_shape)
         self.embedding = nn.Sequential(FourierFeatures(n_octaves), nn.Linear(2 * n_octaves, 64), nn.SiLU())
         self.first = nn.Linear(d, width)
-        self.blocks = nn.ModuleList(ResidualBlock(width, 64) for _ in range(depth))
+        self.blocks = nn.ModuleList(ResidualBlock(width, 64, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.last = nn.Linear(width, d)
         nn.init.zeros_(self.last.weight)

@@ -4,25 +4,27 @@ Each draws x_t ~ k(· | x) itself; each carries the ½ and sums over the event, 
 
     J_DSM = J_ESM − C = J_ISM + ½ I(q),      J_ISM = J_SSM in expectation.
 
-Sources: ESM and ISM, Hyvärinen (2005); DSM, Vincent (2011); sliced, Song, Garg, Shi and Ermon (2019); finite-difference,
-Pang et al. (2020).
+Sources: ESM and ISM, Hyvärinen (2005); DSM, Vincent (2011); sliced, Song, Garg, Shi and Ermon (2019);
+finite-difference, Pang et al. (2020).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from gradlogp._shapes import Batch, InputError, Rows, dot, event_size, per_row, squared_norm
 from gradlogp.kernels import Kernel
+from gradlogp.kernels.base import require_levels
 from gradlogp.models import ScoreModel
 
 Projection = Callable[[Batch, torch.Generator | None], Batch]
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A loss for each row."""
 
@@ -193,8 +195,9 @@ def _linearise(model: ScoreModel, x_t: Batch, kernel: Kernel) -> tuple[Batch, Ca
     return psi, jacobian_transposed_times
 
 
-def _repeat(x: Batch, kernel: Kernel, n: int) -> tuple[Batch, Kernel]:
+def _repeat(x: Batch, kernel: Kernel, n: int) -> tuple[Tensor, Kernel]:
     """Each row, and the kernel's level of it, n times in succession."""
+    require_levels(kernel, x)
     if n == 1:
         return x, kernel
     rows = torch.arange(len(x), device=x.device).repeat_interleave(n)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch import distributions as td
 
-from gradlogp._shapes import Batch, InputError, Level, Rows, event_size
+from gradlogp._shapes import Batch, InputError, Level, Rows, event_size, require_batch, same_batch
 from gradlogp.kernels.base import GaussianForm, Kernel
-from gradlogp.kernels.laws import closed_form, in_float64, log_density
+from gradlogp.kernels.laws import closed_form, first_line, in_float64, log_density, require_density
 from gradlogp.kernels.regularity import LogDensity, examine, fisher_by_quadrature
 
 _N_DRAWS = 4096
@@ -62,7 +62,8 @@ class Additive(Kernel):
 
     def sample(self, x: Batch, *, generator: torch.Generator | None = None) -> Batch:
         """x_t = x + n."""
-        return (x + self._draw(self._sample_shape(tuple(x.shape)), generator).reshape(x.shape).to(x)).to(x.dtype)
+        require_batch(x)
+        return x + self._aligned(self._draw(self._sample_shape(tuple(x.shape)), generator), x.shape).to(x)
 
     def log_prob(self, x_t: Batch, x: Batch) -> Rows:
         """log q(x_t − x) of each row, in nats; −inf outside the support."""
@@ -88,11 +89,11 @@ class Additive(Kernel):
     def gaussian_form(self, event_shape: tuple[int, ...]) -> GaussianForm | None:
         """The noise's mean and covariance if its law is Normal, MultivariateNormal or independent Normals."""
         law = self._law
-        while isinstance(law, td.Independent):
+        while type(law) is td.Independent:
             law = law.base_dist
-        if isinstance(law, td.MultivariateNormal) and not law.batch_shape:
+        if type(law) in (td.MultivariateNormal, td.LowRankMultivariateNormal) and not law.batch_shape:
             return GaussianForm(self.alpha, law.loc, law.covariance_matrix, "full")
-        if not isinstance(law, td.Normal):
+        if type(law) is not td.Normal:  # a subclass may have another density
             return None
         if law.scale.numel() == 1 and law.loc.numel() == 1:
             return GaussianForm(self.alpha, law.loc.reshape(()), law.variance.reshape(()), "isotropic")
@@ -107,9 +108,8 @@ class Additive(Kernel):
         event = shape[1:]
         fits = event == own if self._over_event else _broadcasts(own, event)
         if not fits:
-            raise InputError(
-                f"{self._name}: got event shape {event}, want {'' if self._over_event else 'one that broadcasts with '}{own}"
-            )
+            want = f"{own}" if self._over_event else f"one that broadcasts with {own}"
+            raise InputError(f"{self._name}: got event shape {event}, want {want}")
         if self._over_event:
             return shape[:1]
         return (
@@ -117,17 +117,28 @@ class Additive(Kernel):
             *(n if o == 1 else 1 for n, o in zip(event[len(event) - len(own) :], own, strict=True)),
         )
 
+    def _aligned(self, draws: Tensor, shape: torch.Size) -> Tensor:
+        """Draws of shape (B, *repeats, *own) as a batch: each repeat stands beside the dimension that it repeats."""
+        k = 0 if self._over_event else len(self.distribution.batch_shape)
+        lead = draws.ndim - 2 * k
+        beside = [d for i in range(k) for d in (lead + i, lead + k + i)]
+        return draws.permute(*range(lead), *beside).reshape(shape) if k else draws.reshape(shape)
+
     def _draw(self, sample_shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-        """Draws of the noise. torch.distributions take no generator: it seeds a fork of the global one, put back after."""
+        """Draws of the noise. torch.distributions take no generator: it seeds a fork of the global one."""
+        size = torch.Size(sample_shape)
         if generator is None:
-            return self._law.sample(torch.Size(sample_shape))
+            drawn: Tensor = self._law.sample(size)
+            return drawn
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         devices = [generator.device] if generator.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
-            return self._law.sample(torch.Size(sample_shape))
+            seeded: Tensor = self._law.sample(size)
+        return seeded
 
     def _noise(self, x_t: Batch, x: Batch) -> Batch:
+        same_batch(x_t, x)
         self._sample_shape(tuple(x.shape))
         return x_t.double() - x.double()
 
@@ -147,24 +158,14 @@ class Additive(Kernel):
 
     def _require_density(self) -> Tensor:
         """Draws of the law, after checking that it has a density that is finite there."""
-        use = "use a continuous law with log_prob"
-        if self._law.has_enumerate_support or getattr(self._law.support, "is_discrete", False):
-            raise InputError(f"{self._name}: discrete, so it has no density; {use}")
-        try:
-            draws = self._draw((_N_DRAWS,), torch.Generator().manual_seed(0))
-            log_q = self._log_q(draws)
-        except (NotImplementedError, RuntimeError, AttributeError, ValueError) as e:
-            raise InputError(f"{self._name}: no density ({_first_line(e)}); {use}") from None
-        if not bool(torch.isfinite(log_q).all()):
-            raise InputError(f"{self._name}: its log density is not finite at its own draws; {use}")
-        return draws
+        return require_density(self._law, lambda: self._draw((_N_DRAWS,), torch.Generator().manual_seed(0)), self._name)
 
     def _require_gradient(self, draws: Tensor) -> None:
         try:
             score = self._score(draws)
         except (NotImplementedError, RuntimeError, AttributeError) as e:
             raise InputError(
-                f"{self._name}: its density has no gradient ({_first_line(e)}); use a law with one"
+                f"{self._name}: its density has no gradient ({first_line(e)}); use a law with one"
             ) from None
         if not bool(torch.isfinite(score).all()):
             raise InputError(f"{self._name}: its score is not finite at its own draws; use a law with a smooth density")
@@ -218,10 +219,6 @@ class Additive(Kernel):
         """Sum a per-coordinate value over the event, or take the whole event's."""
         self._sample_shape((1, *event_shape))
         return value if self._over_event else value.expand(event_shape).sum()
-
-
-def _first_line(e: Exception) -> str:
-    return (str(e).splitlines() or [type(e).__name__])[0]
 
 
 def _broadcasts(own: tuple[int, ...], event: tuple[int, ...]) -> bool:

@@ -16,7 +16,7 @@ class GaussianForm:
     """A Gaussian kernel written out: x_t = alpha·x + shift + n, n ~ N(0, K).
 
     Attributes:
-        alpha: scalar or one value a row.
+        alpha: scalar, or one value a row where K is isotropic.
         shift: mean of the noise, broadcast over the event.
         covariance: K as a scalar or ``(B,)`` (times the identity), ``(D,)`` (diagonal) or ``(D, D)``; which of
             them is said by ``kind``: ``"isotropic"``, ``"diagonal"`` or ``"full"``.
@@ -27,6 +27,12 @@ class GaussianForm:
     shift: Tensor
     covariance: Tensor
     kind: str
+
+
+def require_levels(kernel: Kernel, x: Batch) -> None:
+    """Check that a kernel's levels are scalars, or as many as there are rows."""
+    per_row(kernel.alpha, x)
+    per_row(kernel.sigma, x)
 
 
 class Kernel(ABC):

@@ -7,7 +7,18 @@ import math
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Batch, Level, Rows, as_level, at_rows, event_size, per_row, squared_norm
+from gradlogp._shapes import (
+    Batch,
+    Level,
+    Rows,
+    as_level,
+    at_rows,
+    event_size,
+    per_row,
+    require_batch,
+    same_batch,
+    squared_norm,
+)
 from gradlogp.kernels.base import GaussianForm, Kernel
 
 
@@ -41,17 +52,20 @@ class Gaussian(Kernel):
 
     def sample(self, x: Batch, *, generator: torch.Generator | None = None) -> Batch:
         """x_t = alpha·x + sigma·z."""
+        require_batch(x)
         z = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
         return per_row(self.alpha, x) * x + per_row(self.sigma, x) * z
 
     def log_prob(self, x_t: Batch, x: Batch) -> Rows:
         """log k(x_t | x) = −‖x_t − alpha·x‖²/(2 sigma²) − D log(sigma √(2π)), ``(B,)``, in nats."""
+        same_batch(x_t, x)
         r = (x_t - per_row(self.alpha, x) * x) / per_row(self.sigma, x)
         log_z = event_size(tuple(x.shape[1:])) * (self.sigma.log() + 0.5 * math.log(2 * math.pi))
         return -0.5 * squared_norm(r) - log_z.to(x)
 
     def score(self, x_t: Batch, x: Batch) -> Batch:
         """∇_{x_t} log k(x_t | x) = (alpha·x − x_t)/sigma²."""
+        same_batch(x_t, x)
         return (per_row(self.alpha, x) * x - x_t) / per_row(self.sigma**2, x)
 
     def fisher_information(self, event_shape: tuple[int, ...]) -> Level:

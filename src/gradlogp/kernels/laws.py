@@ -16,6 +16,10 @@ from torch import Tensor
 from torch import distributions as td
 from torch.distributions import constraints
 
+from gradlogp._shapes import InputError
+
+Shape = torch.Size | list[int] | tuple[int, ...]
+
 
 class Logistic(td.Distribution):
     """q(u) = e^{−v} / (s (1 + e^{−v})²), v = (u − loc)/s; variance π²s²/3, Fisher information 1/(3s²)."""
@@ -28,10 +32,10 @@ class Logistic(td.Distribution):
         self.loc, self.scale = td.utils.broadcast_all(loc, scale)
         super().__init__(self.loc.shape, validate_args=validate_args)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
         """Draws by inversion; u is kept off 0 and 1, where the quantile is infinite."""
         eps = torch.finfo(self.loc.dtype).tiny
-        u = torch.rand(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
+        u = torch.rand(self._extended_shape(torch.Size(sample_shape)), dtype=self.loc.dtype, device=self.loc.device)
         return self.icdf(u.clamp(eps, 1 - torch.finfo(u.dtype).eps / 2))
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -77,10 +81,10 @@ class GeneralizedNormal(td.Distribution):
         self.loc, self.scale, self.power = td.utils.broadcast_all(loc, scale, power)
         super().__init__(self.loc.shape, validate_args=validate_args)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         """±a·G^{1/b}, G ~ Gamma(1/b)."""
         with torch.no_grad():
-            g = td.Gamma(1 / self.power, torch.ones_like(self.power)).sample(sample_shape)
+            g = td.Gamma(1 / self.power, torch.ones_like(self.power)).sample(torch.Size(sample_shape))
             sign = torch.randint(0, 2, g.shape, device=g.device, dtype=g.dtype) * 2 - 1
             return self.loc + sign * self.scale * g ** (1 / self.power)
 
@@ -105,11 +109,41 @@ def log_density(law: td.Distribution, n: Tensor) -> Tensor:
     if isinstance(law, td.MixtureSameFamily):
         parts = law.component_distribution
         each = log_density(parts, n.unsqueeze(-1 - len(parts.event_shape)))
-        return torch.logsumexp(each + law.mixture_distribution.logits, dim=-1)
+        return torch.logsumexp(each + law.mixture_distribution.logits.log_softmax(-1), dim=-1)
     if isinstance(law, td.Independent):
-        return log_density(law.base_dist, n).flatten(n.ndim - law.reinterpreted_batch_ndims).sum(-1)
-    inside = law.support.check(n)
-    return torch.where(inside, law.log_prob(n), -torch.inf)
+        each = log_density(law.base_dist, n)
+        return each.flatten(each.ndim - law.reinterpreted_batch_ndims).sum(-1)
+    log_q: Tensor = law.log_prob(n)
+    support = support_of(law)
+    return log_q if support is None else torch.where(support.check(n), log_q, -torch.inf)
+
+
+def support_of(law: td.Distribution) -> constraints.Constraint | None:
+    """The support of a law, None if it does not say."""
+    try:
+        return law.support
+    except NotImplementedError:
+        return None
+
+
+def require_density(law: td.Distribution, draw: Callable[[], Tensor], name: str) -> Tensor:
+    """Draws of the law, after checking that it has a density that is finite there."""
+    use = "use a continuous law with log_prob"
+    if law.has_enumerate_support or getattr(support_of(law), "is_discrete", False):
+        raise InputError(f"{name}: discrete, so it has no density; {use}")
+    try:
+        draws = draw()
+        log_q = log_density(law, draws)
+    except (NotImplementedError, RuntimeError, AttributeError, ValueError) as e:
+        raise InputError(f"{name}: no density ({first_line(e)}); {use}") from None
+    if not bool(torch.isfinite(log_q).all()):
+        raise InputError(f"{name}: its log density is not finite at its own draws; {use}")
+    return draws
+
+
+def first_line(e: Exception) -> str:
+    """What an exception says, on one line."""
+    return (str(e).splitlines() or [type(e).__name__])[0]
 
 
 @dataclass(frozen=True)
@@ -125,23 +159,27 @@ class ClosedForm:
     fisher: Tensor | None
 
 
+def closed_form(law: td.Distribution) -> ClosedForm | None:
+    """The closed form of a law's score and Fisher information, or None; a subclass may have another density."""
+    return _closed_form(law) if type(law) in _closed_form.registry else None
+
+
 @singledispatch
-def closed_form(law: td.Distribution) -> ClosedForm | None:  # noqa: ARG001
-    """The closed form of a law's score and Fisher information, or None."""
+def _closed_form(law: td.Distribution) -> ClosedForm | None:  # noqa: ARG001
     return None
 
 
-@closed_form.register
+@_closed_form.register
 def _(law: td.Normal) -> ClosedForm:
     return ClosedForm(lambda u: -(u - law.loc) / law.scale**2, law.scale**-2)
 
 
-@closed_form.register
+@_closed_form.register
 def _(law: td.Laplace) -> ClosedForm:
     return ClosedForm(lambda u: -torch.sign(u - law.loc) / law.scale, law.scale**-2)
 
 
-@closed_form.register
+@_closed_form.register
 def _(law: td.StudentT) -> ClosedForm:
     nu, s = law.df, law.scale
 
@@ -152,12 +190,12 @@ def _(law: td.StudentT) -> ClosedForm:
     return ClosedForm(score, (nu + 1) / ((nu + 3) * s**2))
 
 
-@closed_form.register
+@_closed_form.register
 def _(law: Logistic) -> ClosedForm:
     return ClosedForm(lambda u: -torch.tanh((u - law.loc) / (2 * law.scale)) / law.scale, 1 / (3 * law.scale**2))
 
 
-@closed_form.register
+@_closed_form.register
 def _(law: GeneralizedNormal) -> ClosedForm | None:
     a, b = law.scale, law.power
     if bool((b <= 0.5).any()):  # infinite Fisher information: refused by the examination of the density
@@ -171,8 +209,8 @@ def _(law: GeneralizedNormal) -> ClosedForm | None:
     return ClosedForm(score, (b / a) ** 2 * log_ratio.exp())
 
 
-@closed_form.register(td.MultivariateNormal)
-@closed_form.register(td.LowRankMultivariateNormal)
+@_closed_form.register(td.MultivariateNormal)
+@_closed_form.register(td.LowRankMultivariateNormal)
 def _(law: td.MultivariateNormal | td.LowRankMultivariateNormal) -> ClosedForm:
     precision = law.precision_matrix
 
@@ -182,8 +220,8 @@ def _(law: td.MultivariateNormal | td.LowRankMultivariateNormal) -> ClosedForm:
     return ClosedForm(score, precision.diagonal(dim1=-2, dim2=-1).sum(-1))
 
 
-@closed_form.register
-def _(law: td.Independent) -> ClosedForm | None:
+@_closed_form.register(td.Independent)
+def _(law: td.Independent[Any]) -> ClosedForm | None:
     base = closed_form(law.base_dist)
     if base is None or base.fisher is None:
         return None
@@ -191,7 +229,7 @@ def _(law: td.Independent) -> ClosedForm | None:
     return ClosedForm(base.score, fisher.flatten(fisher.ndim - law.reinterpreted_batch_ndims).sum(-1))
 
 
-@closed_form.register
+@_closed_form.register
 def _(law: td.MixtureSameFamily) -> ClosedForm | None:
     parts = law.component_distribution
     component = closed_form(parts)
@@ -201,7 +239,7 @@ def _(law: td.MixtureSameFamily) -> ClosedForm | None:
 
     def score(u: Tensor) -> Tensor:
         each = u.unsqueeze(k_dim)
-        log_r = log_density(parts, each) + law.mixture_distribution.logits
+        log_r = log_density(parts, each) + law.mixture_distribution.logits.log_softmax(-1)
         r = torch.softmax(log_r, dim=-1).reshape(*log_r.shape, *(1,) * len(parts.event_shape))
         shape = torch.broadcast_shapes(each.shape, r.shape)
         return (r * component.score(each.expand(shape))).sum(k_dim)
@@ -210,7 +248,7 @@ def _(law: td.MixtureSameFamily) -> ClosedForm | None:
 
 
 def in_float64(value: Any, memo: dict[int, Any] | None = None) -> Any:
-    """A copy of a law with every parameter in float64 (so that its normaliser is not rounded to float32), unvalidated."""
+    """A copy of a law with every parameter in float64 (so that its normaliser is not rounded), unvalidated."""
     memo = {} if memo is None else memo
     if id(value) in memo:
         return memo[id(value)]

@@ -1,4 +1,4 @@
-"""Exact p ∗ q: densities whose score under a kernel is known. Each is a model, so everything is tested on it untrained."""
+"""Exact p ∗ q: densities whose score under a kernel is known. Each is a model, so all is tested on it untrained."""
 
 from gradlogp.oracles.base import Oracle
 from gradlogp.oracles.empirical import Empirical

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Batch, Rows, event_size
+from gradlogp._shapes import Batch, Rows, as_batch, event_size
 from gradlogp.kernels import Kernel
+from gradlogp.kernels.base import require_levels
 from gradlogp.models import ScoreModel
 
 _WORKSPACE = 2**22  # numbers a chunk of rows may spread over: 32 MB in float64
@@ -37,6 +38,8 @@ def chunks(n_rows: int, numbers_a_row: int, device: torch.device) -> Iterator[Te
 
 def by_chunks(f: Callable[[Tensor, Kernel], Tensor], x_t: Batch, kernel: Kernel, numbers_a_row: int) -> Tensor:
     """f over chunks of rows, in float64, joined and cast back."""
+    x_t = as_batch(x_t, "x_t")
+    require_levels(kernel, x_t)
     parts = [f(x_t[rows].double(), kernel.rows(rows)) for rows in chunks(len(x_t), numbers_a_row, x_t.device)]
     return torch.cat(parts).to(x_t.dtype)
 
@@ -44,8 +47,8 @@ def by_chunks(f: Callable[[Tensor, Kernel], Tensor], x_t: Batch, kernel: Kernel,
 class WeightedPoints:
     """p as weighted points: log p_σ, the score and the mean of x given x_t, for any kernel.
 
-    The points are shared by all rows, ``(M, *event)`` with log-weights ``(M,)``, or each row's own, ``(B, M, *event)`` with
-    ``(B, M)``. With w_j ∝ exp(log_weight_j)·k(x_t | x_j):  ∇log p_σ(x_t) = Σ_j w_j ∇log k(x_t | x_j).
+    The points are shared by all rows, ``(M, *event)`` with log-weights ``(M,)``, or each row's own, ``(B, M, *event)``
+    with ``(B, M)``. With w_j ∝ exp(log_weight_j)·k(x_t | x_j):  ∇log p_σ(x_t) = Σ_j w_j ∇log k(x_t | x_j).
     """
 
     def __init__(self, x_t: Batch, points: Tensor, log_weights: Tensor, kernel: Kernel) -> None:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Batch, Rows, as_batch, event_size, per_row, same_event
+from gradlogp._shapes import Batch, Rows, as_batch, as_count, event_size, per_row, same_event
 from gradlogp.kernels import Gaussian, Kernel
 from gradlogp.models import GaussianReference
 from gradlogp.oracles.base import Oracle, WeightedPoints, by_chunks
@@ -16,9 +16,9 @@ from gradlogp.oracles.base import Oracle, WeightedPoints, by_chunks
 class Empirical(Oracle):
     """p = (1/N) Σ_i δ(x − x_i): p_σ(x_t) = (1/N) Σ_i k(x_t | x_i), for any kernel (Parzen 1962).
 
-    Its score is the minimiser of J_DSM over the data set; with a Gaussian kernel E[x | x_t] is softmax attention over the
-    data, softmax_i(−‖x_t − alpha·x_i‖²/(2 sigma²))·x_i. Squared distances are differences squared, never expanded, so
-    digits are kept at small sigma.
+    Its score is the minimiser of J_DSM over the data set; with a Gaussian kernel E[x | x_t] is softmax attention over
+    the data, softmax_i(−‖x_t − alpha·x_i‖²/(2 sigma²))·x_i. Squared distances are differences squared, never expanded,
+    so digits are kept at small sigma.
 
     Args:
         data: ``(N, *event)``, finite.
@@ -40,7 +40,7 @@ class Empirical(Oracle):
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Batch:
         """Rows of the data, drawn with replacement."""
         device = self.data.device
-        return self.data[torch.randint(len(self.data), (n,), generator=generator, device=device)]
+        return self.data[torch.randint(len(self.data), (as_count(n),), generator=generator, device=device)]
 
     def log_prob(self, x_t: Batch, kernel: Kernel) -> Rows:
         """Log p_σ(x_t) = logsumexp_i log k(x_t | x_i) − log N."""

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Batch, InputError, Rows, event_size, same_event
+from gradlogp._shapes import Batch, InputError, Rows, as_count, event_size, same_event
 from gradlogp.kernels import GaussianForm, Kernel
 from gradlogp.models import GaussianReference, gaussian_form, tweedie
 from gradlogp.oracles.base import Oracle, by_chunks
+
+_C = "covariances"
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,14 @@ class _Noisy:
 class GaussianMixture(Oracle):
     """p = Σ_k w_k N(m_k, S_k); p ∗ q is the mixture of N(alpha·m_k + shift, alpha²S_k + K) for a kernel N(shift, K).
 
-    Every quantity is a difference from a component's mean in that component's eigenbasis, in float64, so it is right far
-    out in the tails and at small noise.
+    Every quantity is a difference from a component's mean in that component's eigenbasis, in float64, so it is right
+    far out in the tails and at small noise.
 
     Args:
         weights: ``(K,)``, positive; normalised to sum to one.
         means: ``(K, *event)``.
-        covariances: isotropic, a number or ``(K,)`` variances; diagonal, the shape of ``means``; or full, ``(K, D, D)``.
-            Positive semi-definite (a point mass is allowed: the kernel gives it a density).
+        covariances: isotropic, a number or ``(K,)`` variances; diagonal, the shape of ``means``; or full,
+            ``(K, D, D)``. Positive semi-definite (a point mass is allowed: the kernel gives it a density).
 
     Raises:
         InputError: shapes that do not fit, weights that are not positive, a covariance that is not symmetric and
@@ -69,12 +71,12 @@ class GaussianMixture(Oracle):
 
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor | float) -> None:
         super().__init__()
-        weights, means = torch.as_tensor(weights), torch.as_tensor(means)
+        weights, means, covariances = _tensor(weights, "weights"), _tensor(means, "means"), _tensor(covariances, _C)
         _check_components(weights, means)
         self._dtype = means.dtype
         self.event_shape = tuple(means.shape[1:])
         w = weights.double()
-        variances, vectors = _eigen(torch.as_tensor(covariances), means)
+        variances, vectors = _eigen(covariances, means)
         self.register_buffer("log_weights", (w / w.sum()).log())
         self.register_buffer("means", means.double().flatten(1))
         self.register_buffer("variances", variances)
@@ -102,6 +104,7 @@ class GaussianMixture(Oracle):
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Batch:
         """x = m_k + V_k √λ_k z, k ~ w."""
         device = self.means.device
+        n = as_count(n)
         k = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)
         z = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64, device=device)
         y = self.variances[k].sqrt() * z
@@ -194,6 +197,13 @@ def _full(variances: Tensor, vectors: Tensor | None) -> Tensor:
     return (vectors * variances[:, None, :]) @ vectors.mT
 
 
+def _tensor(values: Tensor | float, name: str) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{name}: got {type(values).__name__}, want numbers") from None
+
+
 def _check_components(weights: Tensor, means: Tensor) -> None:
     if means.ndim < 2 or not means.is_floating_point() or not bool(torch.isfinite(means).all()):
         raise InputError(f"means: got shape {tuple(means.shape)}, {means.dtype}, want finite floats (K, *event)")
@@ -204,7 +214,7 @@ def _check_components(weights: Tensor, means: Tensor) -> None:
 
 
 def _eigen(covariances: Tensor, means: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Eigenvalues ``(K, D)`` and eigenvectors ``(K, D, D)`` (None for the axes) of isotropic, diagonal or full covariances."""
+    """Eigenvalues ``(K, D)`` and eigenvectors ``(K, D, D)``, None for the axes, of covariances of any kind."""
     k, d = len(means), event_size(tuple(means.shape[1:]))
     c = covariances.double()
     if not bool(torch.isfinite(c).all()):
