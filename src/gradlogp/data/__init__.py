@@ -1,0 +1,12 @@
+"""Tables in and out, with a memory of what came in.
+
+:func:`read` takes arrays, tensors and data frames, :func:`load_file` takes files; both return a :class:`Table`: float64
+numbers and the :class:`Schema` that turns numbers back into the same kind of thing. :class:`Grid` puts values of
+discrete columns back on their grid. Whatever cannot be used is an ``InputError`` of one line; rows count from 0.
+"""
+
+from gradlogp.data.files import EXTENSIONS, load_file, save_file
+from gradlogp.data.grid import Axis, Grid, detect_grid
+from gradlogp.data.schema import Schema, Table, read
+
+__all__ = ["EXTENSIONS", "Axis", "Grid", "Schema", "Table", "detect_grid", "load_file", "read", "save_file"]

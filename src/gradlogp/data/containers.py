@@ -1,0 +1,274 @@
+"""What holds the numbers: arrays, tensors and data frames, taken apart and put together again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import narwhals as nw
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gradlogp._shapes import InputError
+from gradlogp.data import dtypes
+from gradlogp.data.dtypes import Floats
+
+Name: TypeAlias = str | int
+ARRAYS = ("numpy", "torch")
+FRAMES = ("pandas", "polars", "pyarrow", "modin", "cudf")
+
+_WANT = "want an array, a tensor or a data frame of numbers, (rows, columns)"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A container taken apart: its kind, column names and types, and its numbers with NaN for missing."""
+
+    kind: str
+    columns: tuple[Name, ...] | None
+    dtypes: tuple[str, ...]
+    values: Floats
+
+
+def unpack(x: Any, name: str) -> Parts:
+    """Take apart whatever holds the numbers.
+
+    Raises:
+        InputError: for a container or a column that does not hold real numbers.
+    """
+    if isinstance(x, torch.Tensor):
+        return _unpack_tensor(x, name)
+    if nw.dependencies.is_into_dataframe(x):
+        return _unpack_frame(x, name)
+    _refuse_others(x, name)
+    return _unpack_array(x, name)
+
+
+def _refuse_others(x: Any, name: str) -> None:
+    got = type(x).__name__
+    if hasattr(x, "collect") and hasattr(x, "lazy"):
+        raise InputError(f"{name}: got a lazy frame, want its rows: .collect() it first")
+    if hasattr(x, "nnz") or hasattr(x, "toarray"):
+        raise InputError(f"{name}: got a sparse {got}, want a dense array: call .toarray() first")
+    if nw.dependencies.is_into_series(x) and not isinstance(x, np.ndarray):
+        raise InputError(f"{name}: got one column ({got}), want a data frame: call .to_frame() first")
+    if isinstance(x, str | bytes) or hasattr(x, "__fspath__"):
+        raise InputError(f"{name}: got the text {short(x)}, {_WANT}; a file is read by load_file")
+    if x is None or isinstance(x, dict | set | frozenset):
+        raise InputError(f"{name}: got {got}, {_WANT}")
+
+
+def short(value: Any) -> str:
+    """A value on one line, at most 40 characters of it."""
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+# -- arrays and tensors
+
+
+def _unpack_array(x: Any, name: str) -> Parts:
+    array = _as_array(x, name)
+    kind = array.dtype.kind
+    if kind in "US":
+        raise InputError(f"{name}: {_first_text(array)}, want numbers only")
+    if kind == "c":
+        raise InputError(
+            f"{name}: got complex numbers ({array.dtype}), want real ones, e.g. x.real and x.imag side by side"
+        )
+    if kind not in "fiub" or array.dtype.itemsize > 8:
+        raise InputError(f"{name}: got dtype {array.dtype}, want real numbers of at most 64 bits, e.g. float64")
+    values = array.astype(np.float64, order="C")
+    if isinstance(array, np.ma.MaskedArray):
+        values = np.ma.filled(values, np.nan)
+    return Parts("numpy", None, (array.dtype.name,), values)
+
+
+def _as_array(x: Any, name: str) -> NDArray[Any]:
+    try:
+        return x if isinstance(x, np.ma.MaskedArray) else np.asarray(x)
+    except (ValueError, TypeError):
+        raise InputError(f"{name}: got rows of different lengths or not of numbers, want a full table") from None
+
+
+def _first_text(array: NDArray[Any]) -> str:
+    """Where an array of texts first holds a text that is no number."""
+    for index, cell in np.ndenumerate(array):
+        try:
+            float(cell)
+        except ValueError:
+            where = f"row {index[0]}" + "".join(f", column {i}" for i in index[1:2]) if index else "the only cell"
+            return f"got text, first {short(cell.item() if hasattr(cell, 'item') else cell)} at {where}"
+    return f"got numbers written as text ({array.dtype})"
+
+
+def _unpack_tensor(x: torch.Tensor, name: str) -> Parts:
+    dtype = str(x.dtype).removeprefix("torch.")
+    if x.layout != torch.strided:
+        raise InputError(f"{name}: got a sparse tensor ({x.layout}), want a dense one: call .to_dense() first")
+    if dtype not in dtypes.KNOWN:
+        raise InputError(f"{name}: got dtype {dtype}, want real numbers, e.g. float32")
+    values = x.detach().to("cpu", torch.float64).contiguous().numpy()
+    return Parts("torch", None, (dtype,), values.copy() if x.dtype == torch.float64 else values)
+
+
+# -- data frames
+
+
+def _unpack_frame(x: Any, name: str) -> Parts:
+    columns = _frame_columns(x, name)
+    frame = nw.from_native(x, eager_only=True)
+    if not columns:
+        raise InputError(f"{name}: got 0 columns, want at least one")
+    series = [frame.get_column(column) for column in columns]
+    types = tuple(_series_type(s, c, name) for s, c in zip(series, columns, strict=True))
+    kind = frame.implementation.value
+    if kind == "pandas":
+        own = [str(x[c].dtype) for c in columns]
+        types = tuple(o if dtypes.plain(o) in dtypes.KNOWN else t for o, t in zip(own, types, strict=True))
+    values = np.column_stack([_series_values(s) for s in series])
+    return Parts(kind, columns, types, np.ascontiguousarray(values))
+
+
+def _frame_columns(x: Any, name: str) -> tuple[Name, ...]:
+    """Column names, of text or integers, each once (``column_names`` is pyarrow's word)."""
+    columns = list(x.column_names if hasattr(x, "column_names") else x.columns)
+    names = [int(c) if isinstance(c, np.integer) else c for c in columns]
+    for column in names:
+        if not isinstance(column, str | int) or isinstance(column, bool):
+            raise InputError(f"{name}: got the column name {short(column)}, want text (or whole numbers)")
+    return unique(tuple(names), name)
+
+
+def unique(columns: tuple[Name, ...], name: str) -> tuple[Name, ...]:
+    """Check that column names differ.
+
+    Raises:
+        InputError: naming the first one that comes twice.
+    """
+    seen: set[Name] = set()
+    for column in columns:
+        if column in seen:
+            raise InputError(f"{name}: got {columns.count(column)} columns named {short(column)}, want each name once")
+        seen.add(column)
+    return columns
+
+
+def _all_missing(series: nw.Series[Any]) -> bool:
+    return bool(len(series) > 0 and series.null_count() == len(series))
+
+
+def _series_values(series: nw.Series[Any]) -> Floats:
+    """A column as float64, NaN for missing (a column of nulls only may have no type that casts)."""
+    if _all_missing(series):
+        return np.full(len(series), np.nan)
+    return np.asarray(series.cast(nw.Float64).to_numpy(), dtype=np.float64)
+
+
+def _series_type(series: nw.Series[Any], column: Name, name: str) -> str:
+    """The plain type of a frame's column; anything but numbers and bool is refused."""
+    dtype = series.dtype
+    base = dtypes.plain(str(dtype))
+    if base in dtypes.KNOWN:
+        return base
+    if _all_missing(series):
+        return "float64"
+    what = f"{name}: column {short(column)}"
+    if dtype in (nw.String, nw.Object, nw.Categorical) or base.startswith("enum"):
+        kind = {"string": "text", "object": "objects"}.get(base, "categories")
+        raise InputError(f"{what}: got {kind}, {_first_cell(series)}, want numbers; encode or drop the column first")
+    own = str(getattr(series.to_native(), "dtype", dtype))[:60]
+    raise InputError(f"{what}: got the type {own}, want numbers or bool; convert or drop the column first")
+
+
+def _first_cell(series: nw.Series[Any]) -> str:
+    """The first cell that is no number, with its row."""
+    for row, cell in enumerate(series.to_list()):
+        if cell is not None and not isinstance(cell, int | float):
+            return f"first {short(cell)} at row {row}"
+    return "all of them numbers or missing: its type is none of numbers" if len(series) else "no rows"
+
+
+# -- and together again
+
+
+def pack(
+    kind: str, columns: tuple[Name, ...] | None, types: Sequence[str], values: Floats, *, index: Any = None
+) -> Any:
+    """Put float64 numbers into a container of this kind; a pandas index is put back where one is given.
+
+    Raises:
+        InputError: for NaN or infinity in an integer or bool column, or a library that is not installed.
+    """
+    if columns is None:
+        array = dtypes.cast(values, types[0], "values")
+        if kind == "numpy":
+            return np.ascontiguousarray(array)
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        return tensor.to(torch.bfloat16) if types[0] == "bfloat16" else tensor
+    names = columns if kind in ("pandas", "modin") else tuple(map(str, columns))
+    cells = {n: _cells(values[:, i], types[i], n) for i, n in enumerate(names)}
+    try:
+        frame: Any = nw.from_dict(cells, backend=kind).to_native()  # type: ignore[arg-type]
+    except ImportError:
+        raise InputError(f"data frame: {kind} is not installed, want it, or pass an array instead") from None
+    return _finish_pandas(frame, names, types, index) if kind == "pandas" else frame
+
+
+def _cells(values: Floats, dtype: str, column: Name) -> NDArray[Any]:
+    return dtypes.cast(np.ascontiguousarray(values), dtype, f"column {short(column)}")
+
+
+def _finish_pandas(frame: Any, names: tuple[Name, ...], types: Sequence[str], index: Any) -> Any:
+    """Put back pandas' own types (nullable, arrow-backed), the index, and integer names as an integer index."""
+    own = {n: t for n, t in zip(names, types, strict=True) if dtypes.plain(t) != t}
+    frame = frame.astype(own) if own else frame
+    if index is not None and len(index) == len(frame):
+        frame.index = index
+    return frame
+
+
+def cell_name(columns: tuple[Name, ...] | None, event_shape: tuple[int, ...], position: int) -> str:
+    """How a message names one coordinate: ``column 'age'``, ``column 3`` or ``cell (0, 3, 4)``."""
+    if columns is not None:
+        return f"column {short(columns[position])}"
+    if len(event_shape) == 1:
+        return f"column {position}"
+    return f"cell {tuple(int(i) for i in np.unravel_index(position, event_shape))}"
+
+
+def check_numbers(parts: Parts, name: str, *, min_rows: int, allow_missing: bool) -> None:
+    """Check that there are rows and columns, and in them finite numbers (NaN for missing where that is allowed).
+
+    Raises:
+        InputError: naming the first bad column and row, and how many cells are bad.
+    """
+    shape = parts.values.shape
+    if len(shape) < 2:
+        got = "a single number" if not shape else f"a 1-D array of {shape[0]} values"
+        raise InputError(f"{name}: got {got}, want rows and columns; for a single column use X.reshape(-1, 1)")
+    if math.prod(shape[1:]) == 0:
+        raise InputError(f"{name}: got 0 columns, shape {shape}, want at least one")
+    if shape[0] < max(min_rows, 1):
+        raise InputError(f"{name}: got {shape[0]} row{'s' * (shape[0] != 1)}, want at least {max(min_rows, 1)}")
+    bad = np.isinf(parts.values) if allow_missing else ~np.isfinite(parts.values)
+    if bad.any():
+        raise InputError(f"{name}: {_describe(parts, bad.reshape(shape[0], -1))}")
+
+
+def _describe(parts: Parts, bad: NDArray[np.bool_]) -> str:
+    """The first bad column: how many cells, and the first of them."""
+    position = int(np.flatnonzero(bad.any(0))[0])
+    column = bad[:, position]
+    row = int(np.flatnonzero(column)[0])
+    where = cell_name(parts.columns, parts.values.shape[1:], position)
+    infinite = bool(np.isinf(parts.values.reshape(len(bad), -1)[row, position]))
+    word = "infinite" if infinite else "missing (NaN or null)"
+    others = int(bad.sum()) - int(column.sum())
+    more = f" and {others} more in other columns" if others else ""
+    cells = f"{int(column.sum())} cell{'s' * (int(column.sum()) != 1)}"
+    hint = "replace or drop them first" if infinite else "drop or fill them first"
+    return f"{where}: got {cells} {word}, first at row {row}{more}, want finite numbers; {hint}"
