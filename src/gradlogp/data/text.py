@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-from itertools import islice
 
 import polars as pl
 
@@ -136,7 +135,8 @@ def _as_numbers(column: pl.Series) -> pl.Series | None:
 
 def first_text(column: pl.Series) -> str:
     """Where a column of text first holds a cell that is no number."""
-    for row, cell in enumerate(islice(column, len(column))):
-        if cell is not None and not _NUMBER.fullmatch(cell.strip()) and cell.strip().lower() not in _MISSING:
+    for row, cell in enumerate(column):
+        word = (cell or "").strip().lower()
+        if word not in _MISSING and ("," in word or not _NUMBER.fullmatch(word)):
             return f"first {short(cell)} at row {row}"
     return "numbers among words"
