@@ -151,8 +151,9 @@ class Additive(Kernel):
         with torch.enable_grad():
             at = n if n.requires_grad else n.detach().requires_grad_()
             log_q = self._log_q(at)
-            (grad,) = torch.autograd.grad(log_q[torch.isfinite(log_q)].sum(), at, create_graph=n.requires_grad)
-        return grad
+            inside = torch.isfinite(log_q)
+            (grad,) = torch.autograd.grad(log_q[inside].sum(), at, create_graph=n.requires_grad)
+        return torch.where(inside.reshape(*inside.shape, *(1,) * (n.ndim - inside.ndim)), grad, 0.0)
 
     # --- checks, once -------------------------------------------------------------------------------------------------
 

@@ -113,9 +113,15 @@ def log_density(law: td.Distribution, n: Tensor) -> Tensor:
     if isinstance(law, td.Independent):
         each = log_density(law.base_dist, n)
         return each.flatten(each.ndim - law.reinterpreted_batch_ndims).sum(-1)
-    log_q: Tensor = law.log_prob(n)
     support = support_of(law)
-    return log_q if support is None else torch.where(support.check(n), log_q, -torch.inf)
+    inside = None if support is None else support.check(n)
+    if inside is None or bool(inside.all()):
+        return law.log_prob(n)  # type: ignore[no-any-return]
+    at = inside.reshape(*inside.shape, *(1,) * len(law.event_shape))
+    safe = n.expand(torch.broadcast_shapes(at.shape, n.shape))
+    some = safe[inside][:1].detach()
+    safe = torch.where(at, safe, some.squeeze(0)) if len(some) else safe  # so that no NaN comes back as a gradient
+    return torch.where(inside, law.log_prob(safe), -torch.inf)
 
 
 def support_of(law: td.Distribution) -> constraints.Constraint | None:

@@ -30,7 +30,7 @@ class Grid:
     edges: Tensor
 
     def integrate(self, f: LogDensity, n_bisections: int = 150) -> tuple[float, float]:
-        """∫ f and its error: intervals are bisected while that changes the integral, as it does beside a singularity."""
+        """∫ f and its error: intervals are bisected while that changes it, as it does beside a singularity."""
         a, b = self.edges[:-1], self.edges[1:]
         coarse, value, error = _gauss_legendre(f, a, b), 0.0, 0.0
         for i in range(n_bisections):

@@ -75,4 +75,5 @@ class WeightedPoints:
 
     def _average(self, values: Tensor) -> Tensor:
         weights = torch.softmax(self.log_joint, dim=1)
-        return (weights[:, None, :] @ values.reshape(self._shape)).squeeze(1)
+        seen = torch.where(weights[:, :, None] > 0, values.reshape(self._shape), 0.0)  # 0 · inf is 0 here
+        return (weights[:, None, :] @ seen).squeeze(1)

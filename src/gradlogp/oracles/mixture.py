@@ -71,7 +71,8 @@ class GaussianMixture(Oracle):
 
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor | float) -> None:
         super().__init__()
-        weights, means, covariances = _tensor(weights, "weights"), _tensor(means, "means"), _tensor(covariances, _C)
+        weights, covariances = _tensor(weights, "weights", torch.float64), _tensor(covariances, _C, torch.float64)
+        means = _tensor(means, "means", torch.get_default_dtype())
         _check_components(weights, means)
         self._dtype = means.dtype
         self.event_shape = tuple(means.shape[1:])
@@ -197,9 +198,10 @@ def _full(variances: Tensor, vectors: Tensor | None) -> Tensor:
     return (vectors * variances[:, None, :]) @ vectors.mT
 
 
-def _tensor(values: Tensor | float, name: str) -> Tensor:
+def _tensor(values: Tensor | float, name: str, dtype: torch.dtype) -> Tensor:
+    """The values as they are if they have a dtype, otherwise in the given one."""
     try:
-        return torch.as_tensor(values)
+        return torch.as_tensor(values, dtype=None if hasattr(values, "dtype") else dtype)
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"{name}: got {type(values).__name__}, want numbers") from None
 
@@ -227,7 +229,9 @@ def _eigen(covariances: Tensor, means: Tensor) -> tuple[Tensor, Tensor | None]:
         if not torch.allclose(c, c.mT, rtol=1e-6, atol=1e-12):
             raise InputError("covariances: got a matrix that is not symmetric")
         variances, vectors = torch.linalg.eigh(c)
-        variances = torch.where(variances.abs() < 1e-12 * variances.amax(1, keepdim=True), 0.0, variances)
+        eps = torch.finfo(covariances.dtype if covariances.is_floating_point() else torch.float64).eps
+        rounding = 4 * eps * math.sqrt(d) * variances.amax(1, keepdim=True)
+        variances = torch.where(variances.abs() <= rounding, 0.0, variances)
     else:
         want = f"a number, ({k},), {tuple(means.shape)} or ({k}, {d}, {d})"
         raise InputError(f"covariances: got shape {tuple(c.shape)}, want {want}")

@@ -15,7 +15,7 @@ from gradlogp.kernels.laws import in_float64, log_density, require_density, supp
 from gradlogp.oracles.base import Oracle, WeightedPoints, by_chunks
 
 _N_EDGES = 320  # about as many intervals a row; it only sizes the chunks
-_STEPS = torch.cat([4.0 ** torch.arange(-20, -2, dtype=torch.float64), 2.0 ** torch.arange(-4, 5, dtype=torch.float64)])
+_STEPS = 2.0 ** torch.cat([torch.arange(-40.0, -3.0, 2.0), torch.arange(-3.0, 6.5, 0.5)]).double()
 _N_DRAWS = 8193
 
 

@@ -1,0 +1,124 @@
+"""Bad input to oracles, and what a user leans on."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import distributions as td
+
+from gradlogp import InputError
+from gradlogp.kernels import Additive, Gaussian
+from gradlogp.oracles import Empirical, GaussianMixture, Quadrature
+
+pytestmark = pytest.mark.usefixtures("as_a_user")
+
+W, M = torch.tensor([0.5, 0.5]), torch.tensor([[0.0, 1.0], [2.0, 3.0]])
+MIXTURE, DATA, LINE = GaussianMixture(W, M, 0.1), Empirical(M), Quadrature(td.Laplace(0.0, 1.0))
+LAPLACE, NAN = Additive(td.Laplace(0.0, 1.0)), math.nan
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: GaussianMixture(W[:1], M, 0.1), "weights: got shape (1,), want (2,), one a component"),
+        (lambda: GaussianMixture(torch.tensor([1.0, 0.0]), M, 0.1), "weights: got one that is not positive"),
+        (lambda: GaussianMixture(torch.tensor([1.0, -1.0]), M, 0.1), "weights: got one that is not positive"),
+        (lambda: GaussianMixture(torch.tensor([1.0, NAN]), M, 0.1), "weights: got one that is not positive"),
+        (lambda: GaussianMixture(W, M[0], 0.1), "means: got shape (2,), torch.float32, want finite floats (K, *event)"),
+        (lambda: GaussianMixture(W, M * NAN, 0.1), "means: got shape (2, 2), torch.float32, want finite floats"),
+        (lambda: GaussianMixture(W, M.int(), 0.1), "means: got shape (2, 2), torch.int32, want finite floats"),
+        (lambda: GaussianMixture(W, "means", 0.1), "means: got str, want numbers"),
+        (lambda: GaussianMixture(W, M, -0.1), "covariances: got a negative variance -0.1, want positive semi-definite"),
+        (lambda: GaussianMixture(W, M, NAN), "covariances: got NaN or infinity"),
+        (lambda: GaussianMixture(W, M, torch.ones(3)), "covariances: got shape (3,), want a number, (2,), (2, 2) or"),
+        (lambda: GaussianMixture(W, M, torch.ones(2, 3, 3)), "covariances: got shape (2, 3, 3), want a number"),
+        (lambda: GaussianMixture(W, M, torch.tensor([[[1.0, 0.5], [0.0, 1.0]]] * 2)), "a matrix that is not symmetric"),
+        (lambda: GaussianMixture(W, M, torch.tensor([[[1.0, 2.0], [2.0, 1.0]]] * 2)), "got a negative variance -1"),
+        (lambda: MIXTURE.score(M, LAPLACE), "GaussianMixture: needs a Gaussian kernel, got Additive(Laplace)"),
+        (lambda: MIXTURE.denoise(M, LAPLACE), "denoise: needs a Gaussian kernel, got Additive(Laplace)"),
+        (lambda: MIXTURE.log_prob(M[:, :1], Gaussian(1)), "x_t: got event shape (1,), want (2,)"),
+        (lambda: MIXTURE.score(M * NAN, Gaussian(1)), "x_t: row 0 holds NaN or infinity"),
+        (lambda: MIXTURE.score(M.int(), Gaussian(1)), "x_t: got dtype torch.int32, want a floating dtype"),
+        (lambda: MIXTURE.score(M, Gaussian(torch.ones(3))), "noise level: got (3,) values for 2 rows"),
+        (lambda: MIXTURE.score([1.0], Gaussian(1)), "x_t: got list, want a torch.Tensor"),
+        (lambda: MIXTURE.sample(0), "n: got 0, want at least 1"),
+        (lambda: MIXTURE.sample(2.5), "n: got 2.5, want a whole number >= 1"),
+        (lambda: Empirical(M * NAN), "data: row 0 holds NaN or infinity"),
+        (lambda: Empirical(M[0]), "data: got shape (2,), want (B, *event)"),
+        (lambda: Empirical([[1.0]]), "data: got list, want a torch.Tensor"),
+        (lambda: DATA.sample(-1), "n: got -1, want at least 1"),
+        (lambda: DATA.score(M[:, :1], Gaussian(1)), "x_t: got event shape (1,), want (2,)"),
+        (lambda: DATA.denoise(M, Gaussian(1, torch.ones(5))), "noise level: got (5,) values for 2 rows"),
+        (lambda: DATA.log_prob(M / 0, LAPLACE), "x_t: row 0 holds NaN or infinity"),
+        (lambda: Quadrature(td.Normal(torch.zeros(2), 1.0)), "Quadrature: got batch and event shapes (2,), ()"),
+        (lambda: Quadrature(td.Dirichlet(torch.ones(2))), "Quadrature: got batch and event shapes (), (2,)"),
+        (lambda: Quadrature(td.Poisson(2.0)), "Quadrature(Poisson): discrete, so it has no density; use a continuous"),
+        (lambda: Quadrature("normal"), "Quadrature: got str, want a torch.distributions.Distribution"),
+        (lambda: Quadrature(td.Normal(0.0, 1.0), order=0), "order: got 0, want at least 1"),
+        (lambda: LINE.score(M, Gaussian(1)), "x_t: got event shape (2,), want (1,)"),
+        (lambda: LINE.sample(0), "n: got 0, want at least 1"),
+        (lambda: LINE.score(M[:, :1] * NAN, Gaussian(1)), "x_t: row 0 holds NaN or infinity"),
+    ],
+)
+def test_bad_input_is_named_on_one_line(call, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(InputError) as e:
+        call()
+    assert message in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_alpha_zero_leaves_only_the_noise() -> None:
+    x_t = torch.tensor([[0.3, -0.2]])
+    kernel = Gaussian(0.5, 0.0)
+    for oracle in (MIXTURE, DATA):
+        torch.testing.assert_close(oracle.score(x_t, kernel), -x_t / 0.25)
+        torch.testing.assert_close(oracle.denoise(x_t, kernel), M.mean(0, keepdim=True))
+    with pytest.raises(InputError, match="alpha is 0, so x_t says nothing about x"):
+        GaussianMixture(W, M, torch.eye(2).expand(2, 2, 2)).denoise(x_t, _Faded())
+
+
+class _Faded(Gaussian):
+    """Noise written with a full covariance, at alpha = 0."""
+
+    def __init__(self) -> None:
+        super().__init__(0.5, 0.0)
+
+    def rows(self, index):  # type: ignore[no-untyped-def]
+        return self
+
+    def gaussian_form(self, event_shape):  # type: ignore[no-untyped-def]
+        form = super().gaussian_form(event_shape)
+        return type(form)(form.alpha, form.shift, 0.25 * torch.eye(2), "full")
+
+
+def test_an_oracle_moves_and_saves_like_any_module() -> None:
+    other = GaussianMixture(torch.tensor([0.9, 0.1]), M + 1, 0.1)
+    other.load_state_dict(MIXTURE.state_dict())
+    torch.testing.assert_close(other.score(M, Gaussian(0.3)), MIXTURE.score(M, Gaussian(0.3)))
+
+
+def test_the_reference_of_a_data_set_is_its_gaussian() -> None:
+    data = torch.randn(50, 3, dtype=torch.float64) * torch.tensor([1.0, 2.0, 0.5]) + 1
+    reference = Empirical(data).reference
+    torch.testing.assert_close(reference.mean, data.mean(0))
+    covariance = (reference.eigenvectors * reference.eigenvalues) @ reference.eigenvectors.T
+    torch.testing.assert_close(covariance, torch.cov(data.T, correction=0))
+    assert Empirical(torch.ones(3, 2)).reference is None
+    assert Empirical(torch.ones(1, 2)).reference is None
+
+
+def test_weights_need_not_sum_to_one() -> None:
+    a, b = GaussianMixture([1.0, 3.0], M, 0.1), GaussianMixture([0.25, 0.75], M, 0.1)
+    torch.testing.assert_close(a.log_prob(M, Gaussian(1)), b.log_prob(M, Gaussian(1)))
+
+
+def test_breakpoints_of_the_caller_are_met() -> None:
+    """A density that jumps where nothing says so: a step of a uniform mixture."""
+    law = td.TransformedDistribution(td.Uniform(0.0, 1.0), [td.transforms.AffineTransform(-0.5, 1.0)])
+    ends = torch.tensor([-0.5, 0.5])
+    x_t = torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None]
+    got = Quadrature(law, breakpoints=ends).score(x_t, Gaussian(0.05))
+    want = Quadrature(td.Uniform(-0.5, 0.5)).score(x_t, Gaussian(0.05))
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
