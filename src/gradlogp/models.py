@@ -184,8 +184,8 @@ class GaussianReference(ScoreModel):
 
     @property
     def reference(self) -> GaussianReference:
-        """Itself."""
-        return self
+        """The Gaussian at every noise level: itself, if it does not fade out."""
+        return self if self.fade == 0 else GaussianReference(self.mean, self.eigenvalues, self.eigenvectors)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -296,8 +296,7 @@ class Preconditioned(ScoreModel):
     @property
     def reference(self) -> GaussianReference:
         """The Gaussian with the data's moments, at every noise level."""
-        skip = self.skip
-        return skip if skip.fade == 0 else GaussianReference(skip.mean, skip.eigenvalues, skip.eigenvectors)
+        return self.skip.reference
 
     @property
     def event_shape(self) -> tuple[int, ...]:
