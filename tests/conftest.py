@@ -8,10 +8,14 @@ from jaxtyping import config, install_import_hook
 
 install_import_hook("gradlogp", "beartype.beartype")
 
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+sys.path.insert(0, str(Path(__file__).parent / "contracts"))
 
 
 @pytest.fixture

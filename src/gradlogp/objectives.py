@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Batch, InputError, Rows, dot, event_size, per_row, squared_norm
+from gradlogp._shapes import Batch, InputError, Rows, as_count, dot, event_size, per_row, require_batch, squared_norm
 from gradlogp.kernels import Kernel
 from gradlogp.kernels.base import require_levels
 from gradlogp.models import ScoreModel
@@ -77,9 +77,9 @@ class DenoisingScoreMatching:
     """
 
     def __init__(self, n_noise: int = 1, *, antithetic: bool = False) -> None:
-        if n_noise < 1 or (antithetic and n_noise % 2):
-            raise InputError(f"n_noise: got {n_noise}, want {'an even number >= 2' if antithetic else 'at least 1'}")
-        self.n_noise = n_noise
+        self.n_noise = as_count(n_noise, "n_noise")
+        if antithetic and n_noise % 2:
+            raise InputError(f"n_noise: got {n_noise}, want an even number >= 2 for antithetic pairs")
         self.antithetic = antithetic
 
     def __call__(self, model: ScoreModel, x: Batch, kernel: Kernel, generator: torch.Generator | None = None) -> Rows:
@@ -121,11 +121,9 @@ class SlicedScoreMatching:
     def __init__(
         self, projection: Projection = rademacher, *, variance_reduced: bool = True, n_projections: int = 1
     ) -> None:
-        if n_projections < 1:
-            raise InputError(f"n_projections: got {n_projections}, want at least 1")
         self.projection = projection
         self.variance_reduced = variance_reduced
-        self.n_projections = n_projections
+        self.n_projections = as_count(n_projections, "n_projections")
 
     def __call__(self, model: ScoreModel, x: Batch, kernel: Kernel, generator: torch.Generator | None = None) -> Rows:
         """The loss of each row, ``(B,)``."""
@@ -197,6 +195,7 @@ def _linearise(model: ScoreModel, x_t: Batch, kernel: Kernel) -> tuple[Batch, Ca
 
 def _repeat(x: Batch, kernel: Kernel, n: int) -> tuple[Tensor, Kernel]:
     """Each row, and the kernel's level of it, n times in succession."""
+    x = require_batch(x)
     require_levels(kernel, x)
     if n == 1:
         return x, kernel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -77,8 +78,10 @@ class Gaussian(Kernel):
         return torch.zeros_like(self.sigma)
 
     def rows(self, index: Tensor) -> Gaussian:
-        """The kernel of some rows of the batch."""
-        return Gaussian(at_rows(self.sigma, index), at_rows(self.alpha, index))
+        """The kernel of some rows of the batch; of the same class, so that a subclass stays what it is."""
+        some = copy.copy(self)
+        some.sigma, some.alpha = at_rows(self.sigma, index), at_rows(self.alpha, index)
+        return some
 
     def gaussian_form(self, event_shape: tuple[int, ...]) -> GaussianForm:  # noqa: ARG002
         """alpha, no shift, K = sigma² I."""
