@@ -116,7 +116,8 @@ def log_density(law: td.Distribution, n: Tensor) -> Tensor:
     support = support_of(law)
     inside = None if support is None else support.check(n)
     if inside is None or bool(inside.all()):
-        return law.log_prob(n)  # type: ignore[no-any-return]
+        log_q: Tensor = law.log_prob(n)
+        return log_q
     at = inside.reshape(*inside.shape, *(1,) * len(law.event_shape))
     safe = n.expand(torch.broadcast_shapes(at.shape, n.shape))
     some = safe[inside][:1].detach()
