@@ -5,8 +5,19 @@ numbers and the :class:`Schema` that turns numbers back into the same kind of th
 discrete columns back on their grid. Whatever cannot be used is an ``InputError`` of one line; rows count from 0.
 """
 
-from gradlogp.data.files import EXTENSIONS, load_file, save_file
+from gradlogp.data.files import EXTENSIONS, check_output, load_file, save_file
 from gradlogp.data.grid import Axis, Grid, detect_grid
 from gradlogp.data.schema import Schema, Table, read
 
-__all__ = ["EXTENSIONS", "Axis", "Grid", "Schema", "Table", "detect_grid", "load_file", "read", "save_file"]
+__all__ = [
+    "EXTENSIONS",
+    "Axis",
+    "Grid",
+    "Schema",
+    "Table",
+    "check_output",
+    "detect_grid",
+    "load_file",
+    "read",
+    "save_file",
+]

@@ -54,6 +54,18 @@ def save_file(path: str | os.PathLike[str], values: Numbers, schema: Schema, flo
     _replace(Path(os.path.realpath(path)), what, lambda file: writer(held, file, schema.dialect))
 
 
+def check_output(path: str | os.PathLike[str], schema: Schema) -> None:
+    """Refuse a place where :func:`save_file` could not write such data: before long work, not after it.
+
+    Raises:
+        InputError: as :func:`save_file` does for the extension, the folder and the shape of rows.
+    """
+    what = _shown(path)
+    if _by_extension(path, _WRITERS) in (_write_csv, _write_parquet):
+        table_columns(schema, what)
+    _check_place(Path(os.path.realpath(path)), what)
+
+
 def _shown(path: str | os.PathLike[str]) -> str:
     """A path as a message shows it, on one line."""
     text = os.fspath(path)
@@ -191,10 +203,7 @@ def _write_npz(array: NDArray[Any], file: BinaryIO, _: Dialect) -> None:
 
 def _replace(path: Path, what: str, write: Callable[[BinaryIO], None]) -> None:
     """Write beside the file, then put it in its place in one step; a failure leaves what was there."""
-    if not path.parent.is_dir():
-        raise InputError(f"{what}: got no folder {_shown(path.parent)}, want one that exists: make it first")
-    if path.is_dir():
-        raise InputError(f"{what}: got a directory, want the name of a file to write")
+    _check_place(path, what)
     beside = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")
     try:
         with open(beside, "xb") as file:
@@ -206,6 +215,15 @@ def _replace(path: Path, what: str, write: Callable[[BinaryIO], None]) -> None:
         raise InputError(f"{what}: got an error writing it ({error.strerror or error}), want a writable file") from None
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _check_place(path: Path, what: str) -> None:
+    if not path.parent.is_dir():
+        raise InputError(f"{what}: got no folder {_shown(path.parent)}, want one that exists: make it first")
+    if path.is_dir():
+        raise InputError(f"{what}: got a directory, want the name of a file to write")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{what}: got a folder that must not be written in, {_shown(path.parent)}, want another")
 
 
 _READERS: dict[str, Callable[..., Any]] = {
