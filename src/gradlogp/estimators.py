@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from gradlogp import checkpoints, samplers
 from gradlogp._shapes import Batch, InputError, as_level
 from gradlogp.data import Grid, Schema, detect_grid, read
+from gradlogp.data.containers import short
 from gradlogp.diagnostics import Estimate, SelfCheck, self_check
 from gradlogp.kernels import Gaussian
 from gradlogp.models import GaussianReference, Preconditioned
@@ -202,17 +203,19 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             seed = int(random_state.randint(2**31))
         elif random_state is None:
             seed = secrets.randbits(62)
-        elif isinstance(random_state, int | np.integer) and not isinstance(random_state, bool) and random_state >= 0:
+        elif isinstance(random_state, int | np.integer) and not isinstance(random_state, bool):
             seed = int(random_state)
         else:
-            raise InputError(f"random_state: got {random_state!r}, want a whole number >= 0 or None")
+            seed = -1
+        if not 0 <= seed < 2**64:
+            raise InputError(f"random_state: got {random_state!r}, want a whole number from 0 to 2**64 - 1, or None")
         return torch.Generator(self._device()).manual_seed(seed)
 
     def _device(self) -> torch.device:
         if self.device is None:
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            return torch.empty(0, device=self.device).device
+            return torch.Generator(torch.empty(0, device=self.device).device).device
         except (RuntimeError, AssertionError, TypeError):
             raise InputError(f"device: got {self.device!r}, want one that is here, such as 'cpu'") from None
 
@@ -353,7 +356,12 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
 
     def _level(self, sigma: Any, n: int) -> Tensor:
         low = self.levels_.sigma_min
-        level = as_level(low if sigma is None else torch.as_tensor(np.asarray(sigma, dtype=np.float64)), "sigma")
+        try:
+            level = as_level(torch.as_tensor(np.asarray(low if sigma is None else sigma, dtype=np.float64)), "sigma")
+        except (TypeError, ValueError, RuntimeError) as e:
+            if isinstance(e, InputError):
+                raise
+            raise InputError(f"sigma: got {short(sigma)}, want a number or one number a row") from None
         if level.ndim and len(level) != n:
             raise InputError(f"sigma: got {len(level)} levels for {n} rows, want one or one a row")
         if bool((level < low * (1 - 1e-6)).any()):
@@ -382,9 +390,11 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             InputError: the place holds something other than a model, or cannot be written.
         """
         model = self._fitted()
-        parameters = self.get_params()
+        parameters = {k: v.item() if isinstance(v, np.generic) else v for k, v in self.get_params().items()}
         if not isinstance(parameters["random_state"], int | None):
             parameters["random_state"] = None
+        if self.device is not None:
+            parameters["device"] = str(self.device)
         config = {
             "parameters": parameters,
             "network": {**self.network_, "event_shape": list(self.network_["event_shape"])},
@@ -411,10 +421,13 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         try:
             return cls(**config["parameters"])._restore(tensors, config)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as e:
-            reason = (str(e).splitlines() or [type(e).__name__])[0]
-            raise InputError(f"{path}: the saved model does not fit together ({type(e).__name__}: {reason})") from None
+            reason = " ".join(str(e).split())[:200]
+            raise InputError(
+                f"{path}: the saved model does not fit together ({type(e).__name__}: {reason}), want it as it was saved"
+            ) from None
 
     def _restore(self, tensors: dict[str, Tensor], config: dict[str, Any]) -> Self:
+        self._check_parameters()
         state = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
         if any(bool(torch.isnan(v).any()) for v in tensors.values()):
             raise InputError("weights that are NaN")
@@ -428,8 +441,11 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         if schema.event_shape != model.event_shape:
             raise InputError(f"columns of shape {schema.event_shape} for a model of shape {model.event_shape}")
         units = Units(tensors["units.offset"].numpy(), tensors["units.scale"].numpy())
+        grid = Grid.from_json(config["grid"])
+        if not units.offset.shape == units.scale.shape == schema.event_shape or len(grid.axes) != units.scale.size:
+            raise InputError(f"units or grid of another shape than {schema.event_shape}")
         history = [Record(**r) for r in config["history"]]
-        self._set_fitted(model.eval(), schema, Grid.from_json(config["grid"]), units, levels, history)
+        self._set_fitted(model.eval(), schema, grid, units, levels, history)
         self.self_check_ = _self_check_from(config["self_check"])
         return self
 
