@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from gradlogp.training import NoiseLevels, Recipe, Record, train
 Array = NDArray[np.float64]
 
 MIN_ROWS = 10
+FEW_COORDINATES = 16  # below, a narrower network and a larger batch do better
 SCALES_APART = 10.0  # columns whose standard deviations differ by more than this factor are given a unit each
 ROWS_AT_A_TIME = 4096
 
@@ -67,11 +68,9 @@ def _share_a_unit(spread: Array, grid: Grid) -> bool:
     """Columns share a unit if they lie on one grid, or if their standard deviations are within a factor of 10."""
     varying = spread[spread > 0]
     steps = np.unique(np.round(grid.step.reshape(-1)[spread.reshape(-1) > 0], 12))
-    return (
-        varying.size == 0
-        or (len(steps) == 1 and steps[0] > 0 and varying.size > 1)
-        or varying.max() <= SCALES_APART * varying.min()
-    )
+    if varying.size == 0 or (len(steps) == 1 and steps[0] > 0 and varying.size > 1):
+        return True
+    return bool(varying.max() <= SCALES_APART * varying.min())
 
 
 class ScoreDensity(BaseEstimator):  # type: ignore[misc]
@@ -85,7 +84,8 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         sigma_min, sigma_max: smallest and largest noise level, chosen from the data if None.
         standardize: measure each column in its own standard deviation: True, False or "auto".
         width, depth: hidden units (None: 128 below 16 coordinates, else 256) and residual blocks of the network.
-        n_steps, batch_size, learning_rate: the training's; see :class:`gradlogp.training.Recipe`.
+        n_steps, learning_rate: the training's; see :class:`gradlogp.training.Recipe`.
+        batch_size: rows a step (None: 512 below 16 coordinates, else 256).
         dropout: share of hidden units dropped in training; None: more, the fewer rows there are a coordinate.
         max_seconds: end the training by then at the latest (None: no limit). A limit makes results depend on the machine's speed.
         patience: looks at the held-out loss without a better one before training stops.
@@ -114,8 +114,8 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         standardize: bool | str = "auto",
         width: int | None = None,
         depth: int = 3,
-        n_steps: int = 4000,
-        batch_size: int = 256,
+        n_steps: int = 2000,
+        batch_size: int | None = None,
         learning_rate: float = 2e-3,
         dropout: float | None = None,
         max_seconds: float | None = None,
@@ -145,7 +145,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
 
     # --- fitting --------------------------------------------------------------------------------------------------------
 
-    def fit(self, X: Any, y: Any = None) -> Self:  # noqa: ARG002
+    def fit(self, X: Any, y: Any = None) -> ScoreDensity:  # noqa: ARG002
         """Learn the score of the rows of X.
 
         Args:
@@ -173,7 +173,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         model = self._new_model(reference, rows, generator)
         check = _checked(model, rows, generator)
         history: list[Record] = []
-        steps = train(model, rows, held_out, levels=levels, recipe=self._recipe(), generator=generator)
+        steps = train(model, rows, held_out, levels=levels, recipe=self._recipe(rows[0].numel()), generator=generator)
         for record in self._progress(steps):
             history.append(record)
             yield record
@@ -181,11 +181,12 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         self.self_check_ = check
 
     def _check_parameters(self) -> None:
-        whole = {"depth": 1, "n_steps": 1, "batch_size": 1, "patience": 1, "sampling_steps": 1}
-        for name, least in whole.items() | ({("width", 1)} if self.width is not None else set()):
+        for name in ("width", "depth", "n_steps", "batch_size", "patience", "sampling_steps"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-                raise InputError(f"{name}: got {value!r}, want a whole number >= {least}")
+            if value is None and name in ("width", "batch_size"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+                raise InputError(f"{name}: got {value!r}, want a whole number >= 1")
         for name in ("sigma_min", "sigma_max", "learning_rate", "max_seconds"):
             value = getattr(self, name)
             if value is not None or name == "learning_rate":
@@ -219,7 +220,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         except (RuntimeError, AssertionError, TypeError):
             raise InputError(f"device: got {self.device!r}, want one that is here, such as 'cpu'") from None
 
-    def _split(self, z: Batch, generator: torch.Generator) -> tuple[Batch, Batch]:
+    def _split(self, z: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Training and held-out rows."""
         z = z.to(generator.device)
         order = torch.randperm(len(z), generator=generator, device=z.device)
@@ -227,17 +228,13 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         return z[order[n_held_out:]], z[order[:n_held_out]]
 
     def _new_model(self, reference: MarginalReference, rows: Batch, generator: torch.Generator) -> Preconditioned:
+        n, d = len(rows), rows[0].numel()
         shape = {
             "event_shape": reference.event_shape,
-            "width": self.width,
+            "width": self.width or (128 if d < FEW_COORDINATES else 256),
             "depth": self.depth,
-            "dropout": self.dropout,
+            "dropout": round(min(0.4, 0.4 * math.sqrt(50 * d / n)), 3) if self.dropout is None else self.dropout,
         }
-        d = rows[0].numel()
-        if self.width is None:
-            shape["width"] = 128 if d < 16 else 256
-        if self.dropout is None:
-            shape["dropout"] = round(min(0.25, 0.25 * math.sqrt(100 * d / len(rows))), 3)
         self.network_ = shape
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         with torch.random.fork_rng(devices=[]):
@@ -245,10 +242,10 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             network = ResidualMLP(**shape)
         return Preconditioned(network, reference).to(rows.device).eval()
 
-    def _recipe(self) -> Recipe:
+    def _recipe(self, n_coordinates: int) -> Recipe:
         return Recipe(
             n_steps=int(self.n_steps),
-            batch_size=int(self.batch_size),
+            batch_size=int(self.batch_size or (512 if n_coordinates < FEW_COORDINATES else 256)),
             learning_rate=float(self.learning_rate),
             patience=int(self.patience),
             max_seconds=math.inf if self.max_seconds is None else float(self.max_seconds),
@@ -411,7 +408,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         checkpoints.save(path, {**units, **{f"model.{k}": v for k, v in model.state_dict().items()}}, config)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> ScoreDensity:
         """Read a saved model. Nothing is unpickled.
 
         Raises:
@@ -426,7 +423,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
                 f"{path}: the saved model does not fit together ({type(e).__name__}: {reason}), want it as it was saved"
             ) from None
 
-    def _restore(self, tensors: dict[str, Tensor], config: dict[str, Any]) -> Self:
+    def _restore(self, tensors: dict[str, Tensor], config: dict[str, Any]) -> ScoreDensity:
         self._check_parameters()
         state = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
         if any(bool(torch.isnan(v).any()) for v in tensors.values()):

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -128,7 +129,7 @@ class Record:
     Attributes:
         step: steps done.
         progress: share of the budget used, 0 to 1.
-        loss: mean training loss since the last record.
+        loss: mean training loss since the last record; at step 0 that of the model as it came, on training rows.
         held_out: loss of the averaged weights on the held-out rows, the same noise at every look.
         held_out_stderr: its standard error over rows.
         best: whether it is the best so far.
@@ -184,7 +185,7 @@ class HeldOut:
 class Average:
     """Exponential moving average of a model's weights, with a warm-up: decay min(ema, (1 + t)/(10 + t))."""
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: Preconditioned, decay: float) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self._pairs = list(self.model.parameters()), list(model.parameters())
         self.decay = decay
@@ -204,9 +205,12 @@ def train(
     levels: NoiseLevels,
     recipe: Recipe | None = None,
     objective: Objective | None = None,
+    average: Average | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[Record]:
     """Fit a model in place by denoising score matching; afterwards it holds the averaged weights of the best look.
+
+    The first record, at step 0, is the model as it came: a model that starts as its reference is never left worse.
 
     Args:
         model: the model; its weights are changed.
@@ -215,6 +219,7 @@ def train(
         levels: noise levels to train on.
         recipe: how to train.
         objective: loss of a row; by default :class:`~gradlogp.objectives.DenoisingScoreMatching`.
+        average: the running average of the weights, for a caller that wants to see it between records.
         generator: source of every draw.
 
     Raises:
@@ -226,10 +231,11 @@ def train(
         torch.randint(2**31, (), generator=generator, device=generator.device if generator is not None else None)
     )
     look = HeldOut(held_out, levels, loss, seed)
-    average = Average(model, recipe.ema)
+    average = average or Average(model, recipe.ema)
     best, best_weights, since = math.inf, copy.deepcopy(average.model.state_dict()), 0
+    start = (0, 0.0, HeldOut(x[: len(held_out)], levels, loss, seed)(average.model)[0], 0.0)
     try:
-        for step, progress, mean_loss, seconds in _steps(model, x, loss, levels, recipe, average, generator):
+        for step, progress, mean_loss, seconds in chain([start], _steps(model, x, loss, levels, recipe, average, generator)):
             value, stderr = look(average.model)
             better = value < best
             since = 0 if better else since + 1
