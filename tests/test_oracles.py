@@ -10,6 +10,7 @@ from torch import distributions as td
 
 from gradlogp import InputError
 from gradlogp.kernels import Additive, Gaussian
+from gradlogp.models import GaussianReference
 from gradlogp.oracles import Empirical, GaussianMixture, Quadrature
 
 pytestmark = pytest.mark.usefixtures("as_a_user")
@@ -76,21 +77,28 @@ def test_alpha_zero_leaves_only_the_noise() -> None:
         torch.testing.assert_close(oracle.score(x_t, kernel), -x_t / 0.25)
         torch.testing.assert_close(oracle.denoise(x_t, kernel), M.mean(0, keepdim=True))
     with pytest.raises(InputError, match="alpha is 0, so x_t says nothing about x"):
-        GaussianMixture(W, M, torch.eye(2).expand(2, 2, 2)).denoise(x_t, _Faded())
+        GaussianMixture(W, M, torch.eye(2).expand(2, 2, 2)).denoise(x_t, _WrittenOut(0.0))
 
 
-class _Faded(Gaussian):
-    """Noise written with a full covariance, at alpha = 0."""
+class _WrittenOut(Gaussian):
+    """Isotropic noise, written with a full covariance."""
 
-    def __init__(self) -> None:
-        super().__init__(0.5, 0.0)
-
-    def rows(self, index):  # type: ignore[no-untyped-def]
-        return self
+    def __init__(self, alpha: float) -> None:
+        super().__init__(0.5, alpha)
 
     def gaussian_form(self, event_shape):  # type: ignore[no-untyped-def]
         form = super().gaussian_form(event_shape)
         return type(form)(form.alpha, form.shift, 0.25 * torch.eye(2), "full")
+
+
+def test_alpha_counts_under_a_full_covariance_too() -> None:
+    full = torch.tensor([[[1.0, 0.3], [0.3, 0.5]], [[0.2, -0.1], [-0.1, 0.9]]])
+    x_t = torch.tensor([[0.3, -0.2], [1.0, 2.0]])
+    for model in (GaussianMixture(W, M, full), GaussianMixture(W, M, 0.1), GaussianReference.of_moments(M[0], full[0])):
+        for name in ("log_prob", "score", "denoise", "posterior_covariance"):
+            if hasattr(model, name):
+                got, want = (getattr(model, name)(x_t, k) for k in (_WrittenOut(0.6), Gaussian(0.5, 0.6)))
+                torch.testing.assert_close(got, want)
 
 
 def test_an_oracle_moves_and_saves_like_any_module() -> None:
