@@ -394,3 +394,7 @@ def _next_command(model: str, data: str, n: int) -> str:
     """The command to type next."""
     new = f"new{Path(data).suffix.lower()}"
     return f"gradlogp sample {shlex.quote(model)} -n {n} --out {new}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
