@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 
@@ -268,7 +269,9 @@ def _steps(
         progress = max(step / recipe.n_steps, (time.perf_counter() - start) / recipe.max_seconds)
         optimiser.param_groups[0]["lr"] = recipe.rate(step, progress)
         rows = next(batches)
-        value = loss(model, rows, levels.draw(len(rows), generator=generator, like=rows), generator).mean()
+        sigma = levels.draw(len(rows), generator=generator, like=rows)
+        with _dropout_from(generator, step):
+            value = loss(model, rows, sigma, generator).mean()
         optimiser.zero_grad(set_to_none=True)
         value.backward()
         nn.utils.clip_grad_norm_(parameters, recipe.clip)
@@ -286,6 +289,22 @@ def _steps(
             total, since = torch.zeros_like(total), 0
         if done:
             return
+
+
+@contextmanager
+def _dropout_from(generator: torch.Generator | None, step: int) -> Iterator[None]:
+    """Dropout draws from torch's global source: seed it by the generator's seed and the step, and put it back after."""
+    if generator is None:
+        yield
+        return
+    on_gpu = generator.device.type == "cuda"
+    source = torch.cuda.default_generators[generator.device.index or 0] if on_gpu else torch.default_generator
+    state = source.get_state()
+    source.manual_seed((generator.initial_seed() + step) % 2**63)
+    try:
+        yield
+    finally:
+        source.set_state(state)
 
 
 def _batches(x: Batch, size: int, generator: torch.Generator | None) -> Iterator[Batch]:
