@@ -1,0 +1,380 @@
+"""The command ``gradlogp``: every subcommand, every file format, what it prints, and what an interrupt leaves."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from jaxtyping import config
+
+from gradlogp import ScoreDensity, __version__, estimators
+from gradlogp.cli import _parser, main
+from gradlogp.data import load_file
+
+QUICK = ["--steps", "20", "--width", "8", "--depth", "1"]
+COMMANDS = ("demo", "fit", "sample", "grad", "denoise", "info")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_users_do():
+    """No checks but the library's own."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
+def table(n: int = 60) -> pl.DataFrame:
+    r = np.random.default_rng(0)
+    return pl.DataFrame(
+        {
+            "age": r.integers(18, 80, n),
+            "income": r.lognormal(10, 1, n),
+            "ratio": r.normal(size=n).astype(np.float32),
+            "member": r.integers(0, 2, n).astype(bool),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A folder with a table as parquet and csv, and a model fitted on the parquet file."""
+    home = tmp_path_factory.mktemp("cli")
+    table().write_parquet(home / "data.parquet")
+    table().write_csv(home / "data.csv")
+    assert main(["fit", str(home / "data.parquet"), "--out", str(home / "model"), *QUICK, "--quiet"]) == 0
+    return home
+
+
+def run(capsys, *argv: object) -> tuple[str, str]:
+    """Run a command that succeeds; what it printed."""
+    assert main([str(a) for a in argv]) == 0
+    out, err = capsys.readouterr()
+    return out, err
+
+
+# -- help and start-up
+
+
+@pytest.mark.parametrize("argv", [[], *([c] for c in COMMANDS)], ids=["all", *COMMANDS])
+def test_help_has_an_example(argv, capsys):
+    out, err = run(capsys, *argv, "--help")
+    assert "example:\n  gradlogp " in out
+    assert err == ""
+    assert all(len(line) <= 100 for line in out.splitlines())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_examples_can_be_parsed(command, capsys):
+    out, _ = run(capsys, command, "--help")
+    words = out.split("example:\n  gradlogp ")[1].split()
+    assert _parser().parse_args(words).command == command
+
+
+def test_version(capsys):
+    assert run(capsys, "--version")[0].strip() == f"gradlogp {__version__}"
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from gradlogp.cli import main; assert main(['fit', '--help']) == 0; main(['nonsense']);"
+        "print(sorted({'torch', 'numpy', 'polars', 'sklearn', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+# -- fit
+
+
+def test_fit_says_what_it_did(home, tmp_path, capsys):
+    out, err = run(capsys, "fit", home / "data.csv", "--out", tmp_path / "m", *QUICK)
+    for line in (
+        r"data +60 rows × 4 columns of .*data\.csv",
+        r"noise levels +[\d.e+-]+ to [\d.e+-]+, in standard deviations of each column",
+        r"training +20 steps in [\d.]+ s, the best after \d+",
+        r"held-out loss [\d.]+ ± [\d.e-]+ ",
+        r"self-check +passes: ",
+        rf"saved +{re.escape(str(tmp_path / 'm'))}",
+        r"next +gradlogp sample .* -n 60 --out new\.csv",
+    ):
+        assert re.search(f"^{line}", out, re.MULTILINE), line
+    assert re.search(r"^fit 100%: step 20, loss [\d.]+, held out [\d.]+ ± ", err, re.MULTILINE)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
+
+
+def test_fit_compares_with_the_model_before_training(home, tmp_path, capsys):
+    out, _ = run(capsys, "fit", home / "data.csv", "--out", tmp_path / "m", *QUICK)
+    first = ScoreDensity.load(tmp_path / "m").history_[0]
+    if first.step == 0:
+        assert f"closed form alone: {first.held_out:.4f}" in out
+
+
+def test_the_next_command_works_as_printed(home, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out, _ = run(capsys, "fit", home / "data.csv", "--out", "a model", *QUICK)
+    program, *words = shlex.split(re.search(r"^next +(.*)$", out, re.MULTILINE)[1])
+    assert program == "gradlogp"
+    assert main(words) == 0
+    assert len(pl.read_csv("new.csv")) == 60
+
+
+def test_fit_shows_a_bar_on_a_terminal(home, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    _, err = run(capsys, "fit", home / "data.csv", "--out", tmp_path / "m", *QUICK)
+    assert "\r" in err
+    assert "100% |" in err
+    assert "fit 100%:" not in err
+
+
+def test_quiet_prints_nothing(home, tmp_path, capsys):
+    for argv in (
+        ["fit", home / "data.csv", "--out", tmp_path / "m", *QUICK],
+        ["sample", tmp_path / "m", "-n", 3, "--out", tmp_path / "s.csv"],
+        ["grad", tmp_path / "m", home / "data.csv", "--sigma", 1, "--out", tmp_path / "g.csv"],
+        ["denoise", tmp_path / "m", home / "data.csv", "--sigma", 1, "--out", tmp_path / "d.csv"],
+    ):
+        assert run(capsys, *argv, "--quiet") == ("", "")
+
+
+def test_fit_hands_its_options_to_the_estimator(home, tmp_path):
+    given = {
+        "sigma_min": 0.1, "sigma_max": 3.0, "standardize": True, "width": 8, "depth": 1, "n_steps": 5, "batch_size": 32,
+        "learning_rate": 0.01, "dropout": 0.1, "max_seconds": 100.0, "patience": 3, "validation_fraction": 0.2,
+        "random_state": 7, "device": "cpu",
+    }  # fmt: skip
+    options = {"n_steps": "--steps", "random_state": "--seed"}
+    argv = [w for k, v in given.items() if v is not True for w in (options.get(k, "--" + k.replace("_", "-")), str(v))]
+    assert main(["fit", str(home / "data.csv"), "--out", str(tmp_path / "m"), "--standardize", "--quiet", *argv]) == 0
+    model = ScoreDensity.load(tmp_path / "m")
+    got = model.get_params()
+    assert {k: got[k] for k in given} == given
+    assert (model.levels_.sigma_min, model.levels_.sigma_max) == (0.1, 3.0)
+    assert (
+        main(["fit", str(home / "data.csv"), "--out", str(tmp_path / "n"), "--no-standardize", "--quiet", *argv]) == 0
+    )
+    assert (ScoreDensity.load(tmp_path / "n").noise_scale_ == 1).all()
+
+
+def test_fit_is_the_same_every_time_and_replaces_a_model(home, tmp_path):
+    model, out = tmp_path / "m", tmp_path / "s.parquet"
+    drawn = []
+    for seed in (0, 0, 1):
+        assert main(["fit", str(home / "data.csv"), "--out", str(model), *QUICK, "--quiet", "--seed", str(seed)]) == 0
+        assert main(["sample", str(model), "-n", "5", "--out", str(out), "--quiet"]) == 0
+        drawn.append(pl.read_parquet(out))
+    assert drawn[0].equals(drawn[1])
+    assert not drawn[0].equals(drawn[2])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "s.parquet"]
+
+
+# -- sample, grad, denoise: every format, with names and types
+
+
+@pytest.mark.parametrize("extension", [".csv", ".parquet", ".npy", ".npz"])
+def test_sample_writes_every_format(home, tmp_path, extension, capsys):
+    path = tmp_path / f"new{extension}"
+    out, _ = run(capsys, "sample", home / "model", "-n", 7, "--out", path)
+    assert out == f"wrote 7 rows × 4 columns to {path}\n"
+    got = load_file(path)
+    assert got.values.shape == (7, 4)
+    if extension in (".csv", ".parquet"):
+        assert got.schema.columns == ("age", "income", "ratio", "member")
+    if extension == ".parquet":
+        assert got.schema.dtypes == ("int64", "float64", "float32", "bool")
+    ages = got.values[:, 0]
+    assert (ages == np.rint(ages)).all()
+    assert ages.min() >= 18
+
+
+@pytest.mark.parametrize("extension", [".csv", ".parquet", ".npy", ".npz"])
+def test_fit_reads_every_format(tmp_path, extension):
+    x = np.random.default_rng(0).normal(size=(40, 2))
+    path = tmp_path / f"data{extension}"
+    {
+        ".csv": lambda: pl.DataFrame(x, schema=["a", "b"]).write_csv(path),
+        ".parquet": lambda: pl.DataFrame(x, schema=["a", "b"]).write_parquet(path),
+        ".npy": lambda: np.save(path, x),
+        ".npz": lambda: np.savez(path, x=x),
+    }[extension]()
+    assert main(["fit", str(path), "--out", str(tmp_path / "m"), *QUICK, "--quiet"]) == 0
+    assert main(["grad", str(tmp_path / "m"), str(path), "--sigma", "1", "--out", str(tmp_path / f"g{extension}")]) == 0
+    got = load_file(tmp_path / f"g{extension}")
+    want = ScoreDensity.load(tmp_path / "m").grad_log_prob(x, 1.0)
+    np.testing.assert_allclose(got.values, want, rtol=1e-6, atol=1e-9)
+    assert got.schema.columns == load_file(path).schema.columns
+
+
+@pytest.mark.parametrize("command", ["grad", "denoise"])
+def test_maps_keep_names_and_order_and_are_floating(home, tmp_path, command, capsys):
+    table().select("member", "ratio", "age", "income").head(9).write_parquet(tmp_path / "other.parquet")
+    path = tmp_path / "out.parquet"
+    out, _ = run(capsys, command, home / "model", tmp_path / "other.parquet", "--sigma", 0.5, "--out", path)
+    assert out.startswith("wrote ")
+    assert out.endswith(f" at σ = 0.5, 9 rows × 4 columns, to {path}\n")
+    got = pl.read_parquet(path)
+    assert got.columns == ["member", "ratio", "age", "income"]
+    assert got.dtypes == [pl.Float64, pl.Float32, pl.Float64, pl.Float64]
+    model = ScoreDensity.load(home / "model")
+    want = {"grad": model.grad_log_prob, "denoise": model.denoise}[command](table().head(9), 0.5)
+    for name in got.columns:
+        np.testing.assert_allclose(got[name], want[name], rtol=1e-6)
+
+
+def test_sample_is_the_same_until_another_seed_is_given(home, tmp_path):
+    drawn = []
+    for more in ([], [], ["--seed", "5"], ["--seed", "5"], ["--steps", "3"]):
+        path = tmp_path / "s.parquet"
+        assert main(["sample", str(home / "model"), "-n", "6", "--out", str(path), "--quiet", *more]) == 0
+        drawn.append(pl.read_parquet(path))
+    assert drawn[0].equals(drawn[1])
+    assert drawn[2].equals(drawn[3])
+    assert not drawn[0].equals(drawn[2])
+    assert not drawn[0].equals(drawn[4])
+
+
+def test_images_go_through_npy(tmp_path, capsys):
+    x = np.random.default_rng(0).integers(0, 17, size=(40, 3, 4)).astype(np.uint8)
+    np.save(tmp_path / "x.npy", x)
+    out, _ = run(capsys, "fit", tmp_path / "x.npy", "--out", tmp_path / "m", *QUICK)
+    assert "40 rows × shape (3, 4)" in out
+    run(capsys, "sample", tmp_path / "m", "-n", 5, "--out", tmp_path / "s.npy")
+    drawn = np.load(tmp_path / "s.npy")
+    assert drawn.shape == (5, 3, 4)
+    assert drawn.dtype == np.uint8
+    out, _ = run(capsys, "info", tmp_path / "m")
+    assert re.search(r"^cells +uint8, 12 of 12 constant or on a grid$", out, re.MULTILINE)
+
+
+# -- info and demo
+
+
+def test_info_is_a_table(home, capsys):
+    out, err = run(capsys, "info", home / "model")
+    assert err == ""
+    for line in (
+        r"format +gradlogp model, version 1$",
+        r"rows +4 columns, as polars$",
+        r"  column +age +int64, 18 to 79, in steps of 1, σ = 1 is [\d.]+$",
+        r"  column +income +float64, .* continuous, ",
+        r"  column +member +bool, 0 to 1, in steps of 1, ",
+        r"noise levels +.*, in standard deviations of each column$",
+        r"training +20 steps in ",
+        r"held-out loss [\d.]+ ± [\d.e-]+ ",
+        r"self-check +passes: ",
+        r"network +[\d,]+ parameters, width 8, depth 1$",
+    ):
+        assert re.search(f"^{line}", out, re.MULTILINE), line
+
+
+def test_info_shows_the_first_of_many_columns_and_a_shared_unit(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(30, 25)))
+    run(capsys, "fit", tmp_path / "x.npy", "--out", tmp_path / "m", *QUICK)
+    out, _ = run(capsys, "info", tmp_path / "m")
+    assert out.count("\n  column") == 20
+    assert "and 5 more\n" in out
+    assert "in the columns' shared unit" in out
+    assert "σ = 1 is" not in out
+
+
+def test_demo_is_handed_its_options(monkeypatch):
+    calls = []
+    reports = types.ModuleType("gradlogp.reports")
+    reports.demo = lambda out, **more: calls.append((out, more))
+    monkeypatch.setitem(sys.modules, "gradlogp.reports", reports)
+    assert main(["demo"]) == 0
+    assert main(["demo", "--out", "d", "--seconds", "5", "--seed", "3", "--quiet"]) == 0
+    assert calls == [
+        ("demo", {"seed": 0, "quiet": False}),
+        ("d", {"seed": 3, "quiet": True, "seconds": 5.0}),
+    ]
+
+
+# -- interrupts, pipes and bugs
+
+
+def test_an_interrupt_in_the_middle_of_fit_writes_nothing(home, tmp_path, capsys, monkeypatch):
+    whole = estimators.train
+
+    def interrupted(*args, **kwargs):
+        yield next(whole(*args, **kwargs))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(estimators, "train", interrupted)
+    assert main(["fit", str(home / "data.csv"), "--out", str(tmp_path / "m"), *QUICK]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "gradlogp: interrupted"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_while_the_model_is_moved_leaves_the_old_one(home, tmp_path, monkeypatch):
+    argv = ["fit", str(home / "data.csv"), "--out", str(tmp_path / "m"), *QUICK, "--quiet"]
+    assert main(argv) == 0
+    before = {p.name: p.read_bytes() for p in (tmp_path / "m").iterdir()}
+    replace = os.replace
+
+    def interrupted(source, target):
+        if Path(target) == tmp_path / "m" and not str(source).endswith(".old"):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    assert main([*argv, "--seed", "1"]) == 130
+    assert {p.name: p.read_bytes() for p in (tmp_path / "m").iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_in_a_real_process(home, tmp_path):
+    argv = ["fit", str(home / "data.csv"), "--out", str(tmp_path / "m"), "--steps", "1000000", "--patience", "1000000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gradlogp.cli", *argv],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    first = process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert first.startswith("fit ")
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert err.splitlines()[-1] == "gradlogp: interrupted"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bug_shows_its_traceback_and_exits_with_1(home):
+    code = (
+        "import sys; from gradlogp import cli\n"
+        "def broken(path): raise ZeroDivisionError('a bug')\n"
+        "cli._load = broken\n"
+        f"sys.exit(cli.main(['info', {str(home / 'model')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "ZeroDivisionError: a bug" in done.stderr
+
+
+def test_output_that_nobody_reads_is_no_error(home):
+    command = f"{sys.executable} -m gradlogp.cli info {home / 'model'} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
+def test_a_terminal_without_the_letters_shows_question_marks(home):
+    done = subprocess.run(
+        [sys.executable, "-m", "gradlogp.cli", "info", str(home / "model")],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )
+    assert done.returncode == 0
+    assert b"held-out loss" in done.stdout
