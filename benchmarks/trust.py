@@ -1,0 +1,183 @@
+"""What can be trusted, measured: writes the table of the README. Run: python benchmarks/trust.py (about 1 minute)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import table, write
+from scipy import integrate, stats
+from torch import distributions as td
+
+from gradlogp import diagnostics, kernels, models, networks, objectives, oracles, samplers
+
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- trust: made by benchmarks/trust.py -->", "<!-- /trust -->"
+
+Row = list[str]
+
+
+def relative(got: torch.Tensor, want: torch.Tensor) -> float:
+    """Largest difference, in units of the largest value."""
+    return ((got.double() - want).abs().max() / want.abs().max()).item()
+
+
+def mixture_rows() -> list[Row]:
+    """Three full covariances in 4 dimensions under N(0, 0.3² I), from the modes to 30 standard deviations, against SciPy."""
+    g = torch.Generator().manual_seed(0)
+    a = torch.randn(3, 4, 4, generator=g, dtype=torch.float64)
+    w, m, s = torch.tensor([0.2, 0.3, 0.5]).double(), torch.randn(3, 4, generator=g).double() * 2, a @ a.mT / 4
+    x = torch.cat([torch.randn(200, 4, generator=g).double() * scale for scale in (1, 10, 30)])
+    k, noise = kernels.Gaussian(0.3), 0.09 * np.eye(4)
+    parts = [stats.multivariate_normal(m[i].numpy(), s[i].numpy() + noise) for i in range(3)]
+    joint = np.stack([math.log(w[i]) + parts[i].logpdf(x.numpy()) for i in range(3)], 1)
+    log_p = torch.from_numpy(np.logaddexp.reduce(joint, 1))
+    r = np.exp(joint - log_p.numpy()[:, None])
+    each = [np.linalg.solve(s[i].numpy() + noise, (m[i] - x).numpy().T).T for i in range(3)]
+    score = torch.from_numpy(sum(r[:, i : i + 1] * each[i] for i in range(3)))
+    exact = oracles.GaussianMixture(w, m, s)
+    return [
+        ["mixture log-density against SciPy, to 30 σ", *errors(lambda x: relative(exact.log_prob(x, k), log_p), x)],
+        ["mixture score against SciPy, to 30 σ", *errors(lambda x: relative(exact.score(x, k), score), x)],
+    ]
+
+
+def errors(f, x: torch.Tensor) -> list[str]:  # type: ignore[no-untyped-def]
+    return [f"{f(x):.0e}", f"{f(x.float()):.0e}"]
+
+
+def quadrature_rows() -> list[Row]:
+    """Laplace data under Laplace noise, whose convolution is known."""
+    b0, b = 1.0, 0.3
+    x = torch.linspace(-20, 20, 400, dtype=torch.float64)[:, None]
+    log_p = ((b0 * (-x.abs() / b0).exp() - b * (-x.abs() / b).exp()) / (2 * (b0**2 - b**2))).log().squeeze(1)
+    oracle, k = oracles.Quadrature(td.Laplace(0.0, b0)), kernels.Additive(td.Laplace(0.0, torch.tensor(b).double()))
+    return [["quadrature log-density, Laplace ∗ Laplace", *errors(lambda x: relative(oracle.log_prob(x, k), log_p), x)]]
+
+
+def fisher_rows() -> list[Row]:
+    """Fisher information of the noise against SciPy's quadrature."""
+    laws = {
+        "Student t": (td.StudentT(torch.tensor(3.0).double(), 0.0, 0.5), stats.t(3.0, 0, 0.5)),
+        "logistic": (kernels.Logistic(0.0, torch.tensor(0.4).double()), stats.logistic(0, 0.4)),
+        "generalised normal": (
+            kernels.GeneralizedNormal(0.0, torch.tensor(0.7).double(), 1.5),
+            stats.gennorm(1.5, 0, 0.7),
+        ),
+    }
+    worst, worst_autograd = 0.0, 0.0
+    for law, reference in laws.values():
+
+        def integrand(u: float, reference=reference) -> float:  # type: ignore[no-untyped-def]
+            h = 1e-5
+            return ((reference.logpdf(u + h) - reference.logpdf(u - h)) / (2 * h)) ** 2 * reference.pdf(u)
+
+        want = 2 * integrate.quad(integrand, 1e-4, 60, limit=500, points=[0.1, 1, 5])[0]
+        want += 2 * integrate.quad(integrand, 1e-9 + 2e-5, 1e-4, limit=200)[0]
+        got = float(kernels.Additive(law).fisher_information((1,)))
+        worst = max(worst, abs(got / want - 1))
+        u = torch.randn(500, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        closed, autograd = (kernels.Additive(law, autograd=on).score(u, torch.zeros_like(u)) for on in (False, True))
+        worst_autograd = max(worst_autograd, relative(closed, autograd))
+    return [
+        ["Fisher information of three kernels against SciPy (finite differences)", f"{worst:.0e}", ""],
+        ["their closed-form scores against autograd", f"{worst_autograd:.0e}", ""],
+    ]
+
+
+def objective_rows() -> list[Row]:
+    """Each objective at an affine score, against its closed form, in standard errors."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(1000, 3, generator=g, dtype=torch.float64) ** 3
+    a, c = torch.randn(3, 3, generator=g, dtype=torch.float64) / 3, torch.randn(3, generator=g, dtype=torch.float64)
+    model = models.ScoreFunction(lambda x_t, _: x_t @ a.T + c)
+    k = kernels.Additive(td.Laplace(0.0, torch.tensor(0.5).double()))
+    rows = x.repeat(200, 1)
+    m, s = x.mean(0), torch.cov(x.T, correction=0) + 0.5 * torch.eye(3)
+    ism = (0.5 * ((a @ m + c).square().sum() + (a @ s @ a.T).trace()) + a.trace()).item()
+    wanted = {
+        "denoising (antithetic)": (objectives.DenoisingScoreMatching(2, antithetic=True), ism + 0.5 * 3 / 0.25),
+        "implicit": (objectives.ImplicitScoreMatching(), ism),
+        "sliced": (objectives.SlicedScoreMatching(objectives.sphere, variance_reduced=False), ism),
+        "finite-difference": (objectives.FiniteDifferenceScoreMatching(), ism),
+    }
+    out = []
+    for name, (objective, want) in wanted.items():
+        e = diagnostics.Estimate.mean_of(objective(model, rows, k, generator=g).reshape(200, -1).mean(1))
+        out.append(
+            [f"{name} loss of an affine score under Laplace noise", f"z = {(e.value - want) / e.stderr:.1f}", ""]
+        )
+    return out
+
+
+def sampler_rows() -> list[Row]:
+    """Order of convergence of the sampler on a mixture: error against a run of 4096 steps."""
+    g = torch.Generator().manual_seed(0)
+    exact = oracles.GaussianMixture(torch.ones(2), torch.tensor([[-1.0, 0.0], [1.0, 1.0]]).double(), 0.04)
+    start = 10 * torch.randn(200, 2, generator=g, dtype=torch.float64)
+    out = []
+    for name, step, order in (("Heun", samplers.heun, 2), ("Euler", samplers.euler, 1)):
+        ends = {
+            n: samplers.sample(exact, start, n, sigma_max=10.0, sigma_min=0.05, step=step) for n in (128, 256, 4096)
+        }
+        rms = [(ends[n] - ends[4096]).square().mean().sqrt().item() for n in (128, 256)]
+        out.append([f"order of {name}'s step, stated {order}", f"{math.log2(rms[0] / rms[1]):.2f}", ""])
+    return out
+
+
+def self_check_rows() -> list[Row]:
+    """The self-check: z of four broken losses, and how often a right one alarms."""
+    torch.manual_seed(0)
+    x = torch.randn(4096, 5) * 1.5 + 0.3
+    network = networks.ResidualMLP((5,), width=32, depth=1)
+    torch.nn.init.normal_(network.last.weight, std=0.3)
+    model, k = models.Preconditioned(network, models.GaussianReference.of_data(x)), kernels.Gaussian(0.8, alpha=0.7)
+    dsm = objectives.DenoisingScoreMatching()
+
+    def broken(change):  # type: ignore[no-untyped-def]
+        def loss(model, x, kernel, generator=None):  # type: ignore[no-untyped-def]
+            x_t = kernel.sample(x, generator=generator)
+            return change(model.score(x_t, kernel), kernel.score(x_t, x), x_t, x)
+
+        return loss
+
+    mutants = {
+        "a flipped sign": broken(lambda psi, t, x_t, x: 0.5 * (psi + t).square().sum(1)),
+        "a lost ½": broken(lambda psi, t, x_t, x: (psi - t).square().sum(1)),
+        "a mean for a sum": broken(lambda psi, t, x_t, x: 0.5 * (psi - t).square().mean(1)),
+        "a wrong alpha": broken(lambda psi, t, x_t, x: 0.5 * (psi - (x - x_t) / 0.64).square().sum(1)),
+    }
+    g = torch.Generator().manual_seed(0)
+    out = []
+    for name, loss in mutants.items():
+        check = diagnostics.self_check(model, x, k, objective=loss, generator=g)
+        out.append([f"self-check finds {name}", f"z = {check.z:.0f}", ""])
+    z = [
+        diagnostics.self_check(model, x, k, objective=dsm, generator=torch.Generator().manual_seed(s)).z
+        for s in range(200)
+    ]
+    beyond = sum(abs(v) > 1.96 for v in z)
+    out.append(
+        [
+            "a right loss, 200 seeds: alarms beyond 4 standard errors (expected 0.01)",
+            str(sum(abs(v) > 4 for v in z)),
+            "",
+        ]
+    )
+    out.append(["a right loss, 200 seeds: beyond 1.96 standard errors (expected 10 ± 3)", str(beyond), ""])
+    return out
+
+
+def main() -> None:
+    rows = mixture_rows() + quadrature_rows() + fisher_rows() + objective_rows() + sampler_rows() + self_check_rows()
+    body = table(["measured", "float64", "float32"], rows)
+    write("trust", "What can be trusted", "python benchmarks/trust.py", body)
+    text = README.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    README.write_text(before + BEGIN + "\n" + body + "\n" + END + rest.split(END)[1], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
