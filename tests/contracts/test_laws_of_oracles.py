@@ -367,6 +367,16 @@ def test_quadrature_of_any_two_laws_is_scipys(law: Law, data: Any, scipy_data: A
         assert oracle.error(at, kernel).item() < 1e-8
 
 
+def test_quadrature_finds_narrow_noise_far_from_zero() -> None:
+    noise = td.MixtureSameFamily(td.Categorical(t64([0.3, 0.7])), td.Normal(t64([2.0, 5.0]), t64([0.003, 0.002])))
+    oracle, kernel = Quadrature(td.Normal(t64(0.0), t64(0.7))), Additive(noise)
+    x_t = t64(np.linspace(-1, 8, 19))[:, None]
+    exact = GaussianMixture(t64([0.3, 0.7]), t64([[2.0], [5.0]]), t64([0.49 + 0.003**2, 0.49 + 0.002**2]))
+    nothing = Gaussian(1e-9)
+    torch.testing.assert_close(oracle.score(x_t, kernel), exact.score(x_t, nothing), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(oracle.log_prob(x_t, kernel), exact.log_prob(x_t, nothing), rtol=1e-9, atol=1e-9)
+
+
 def test_quadrature_at_levels_of_each_row_and_with_alpha() -> None:
     oracle, x_t = Quadrature(td.Normal(t64(0.5), t64(0.7))), t64([[0.1], [-1.0], [3.0]])
     sigma, alpha = t64([0.1, 1.0, 0.5]), t64([1.0, 0.5, 0.0])

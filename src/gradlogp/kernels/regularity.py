@@ -16,6 +16,8 @@ from torch import Tensor
 
 from gradlogp._shapes import InputError
 
+_MOST_INTERVALS = 4000  # a circular density has more than can be resolved
+
 LogDensity = Callable[[Tensor], Tensor]
 
 _ALTERNATIVES = (
@@ -39,6 +41,7 @@ class Grid:
             fine, change = left + right, (left + right - coarse).abs()
             total = abs(value + fine.sum().item())
             more = (change > 1e-13 * total) & (middle > a) & (middle < b) & (i < n_bisections - 1)
+            more &= more.sum() < _MOST_INTERVALS
             value += fine[~more].sum().item()
             error += 8 * change[~more].sum().item()
             if not bool(more.any()):
@@ -94,11 +97,12 @@ def _require_finite(root: Tensor, at: Tensor, name: str) -> None:
 
 
 def _first_grid(draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Edges at u = median + scale·sinh(w), so that both the centre and heavy tails are reached; and the scale."""
+    """Edges at u = median + scale·sinh(w), that reach the centre and heavy tails, and at quantiles; and the scale."""
     low, median, high = draws.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=draws.dtype))
     scale = high - low
     w = torch.linspace(-18.0, 18.0, 577, dtype=torch.float64)
-    return torch.cat([median + scale * torch.sinh(w), torch.zeros(1, dtype=torch.float64)]).unique(), scale
+    quantiles = draws.quantile(torch.linspace(0.0, 1.0, 259, dtype=draws.dtype)[1:-1])  # narrow modes are met
+    return torch.cat([median + scale * torch.sinh(w), quantiles, quantiles.new_zeros(1)]).unique(), scale
 
 
 def _refusal(edges: Tensor, root: Tensor, name: str) -> str:
@@ -127,7 +131,7 @@ def fisher_by_quadrature(log_q: LogDensity, score: LogDensity, grid: Grid, name:
         density = log_q(u).exp()
         return torch.where(density > 0, score(u) ** 2 * density, 0.0)
 
-    mass = grid.integrate(lambda u: log_q(u).exp(), 1)[0]
+    mass = grid.integrate(lambda u: log_q(u).exp())[0]
     if not 0.999 < mass < 1.001:
         raise InputError(
             f"{name}: its density integrates to {mass:.4g} over the line, want 1 (is it circular?); {_ALTERNATIVES}"
