@@ -24,7 +24,7 @@ from gradlogp.data.containers import short
 from gradlogp.diagnostics import Estimate, SelfCheck, self_check
 from gradlogp.kernels import Gaussian
 from gradlogp.models import GaussianReference, Preconditioned
-from gradlogp.marginals import MarginalReference, Marginals
+XX
 from gradlogp.networks import ResidualMLP
 from gradlogp.training import NoiseLevels, Recipe, Record, train
 
@@ -240,7 +240,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = ResidualMLP(**shape)
-        return Preconditioned(network, reference).to(rows.device).eval()
+        return Preconditioned(network, reference).to(rows).eval()
 
     def _recipe(self, n_coordinates: int) -> Recipe:
         return Recipe(
@@ -275,6 +275,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         self.history_ = history
         self.noise_scale_ = units.scale
         self.n_features_in_ = math.prod(schema.event_shape)
+        self.__dict__.pop("feature_names_in_", None)  # of an earlier fit
         if schema.columns is not None and all(isinstance(c, str) for c in schema.columns):
             self.feature_names_in_ = np.array(schema.columns, dtype=object)
 
@@ -432,7 +433,8 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         marginals = Marginals(*(state[f"skip.marginals.{k}"] for k in ("means", "variances", "log_weights")))
         skip = MarginalReference(gaussian, marginals)
         self.network_ = {**config["network"], "event_shape": tuple(config["network"]["event_shape"])}
-        model = Preconditioned(ResidualMLP(**self.network_), skip)
+        with torch.random.fork_rng(devices=[]):
+            model = Preconditioned(ResidualMLP(**self.network_), skip).float()
         model.load_state_dict(state)
         schema, levels = Schema.from_json(config["schema"]), NoiseLevels(**config["levels"])
         if schema.event_shape != model.event_shape:
