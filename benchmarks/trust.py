@@ -25,7 +25,7 @@ def relative(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 def mixture_rows() -> list[Row]:
-    """Three full covariances in 4 dimensions under N(0, 0.3² I), from the modes to 30 standard deviations, against SciPy."""
+    """Three full covariances in 4 dimensions under N(0, 0.3² I), modes to 30 standard deviations, against SciPy."""
     g = torch.Generator().manual_seed(0)
     a = torch.randn(3, 4, 4, generator=g, dtype=torch.float64)
     w, m, s = torch.tensor([0.2, 0.3, 0.5]).double(), torch.randn(3, 4, generator=g).double() * 2, a @ a.mT / 4

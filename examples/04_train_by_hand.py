@@ -3,13 +3,13 @@
 import torch
 from sklearn.datasets import load_digits
 
-from gradlogp import marginals, models, networks, samplers, training
+from gradlogp import models, networks, samplers, training
 
 g = torch.Generator().manual_seed(0)
 x = torch.tensor(load_digits().images[:, None] / 8 - 1, dtype=torch.float32)  # (N, 1, 8, 8)
 train, held_out = x[:1500], x[1500:]
 
-reference = marginals.MarginalReference.of_data(train)
+reference = models.MarginalReference.of_data(train)
 model = models.Preconditioned(networks.ResidualMLP((1, 8, 8), width=128, depth=2, dropout=0.4), reference)
 levels = training.NoiseLevels.of_data(reference.gaussian, smallest=1.0)
 recipe = training.Recipe(n_steps=150, evaluate_every=50)

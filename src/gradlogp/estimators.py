@@ -23,8 +23,7 @@ from gradlogp.data import Grid, Schema, detect_grid, read
 from gradlogp.data.containers import short
 from gradlogp.diagnostics import Estimate, SelfCheck, self_check
 from gradlogp.kernels import Gaussian
-from gradlogp.models import GaussianReference, Preconditioned
-XX
+from gradlogp.models import GaussianReference, MarginalReference, Marginals, Preconditioned
 from gradlogp.networks import ResidualMLP
 from gradlogp.training import NoiseLevels, Recipe, Record, train
 
@@ -61,7 +60,8 @@ class Units:
 
     def from_model(self, z: Tensor) -> Array:
         """Back to the data's units."""
-        return self.offset + self.scale * z.double().numpy()
+        values: Array = self.offset + self.scale * z.double().numpy()
+        return values
 
 
 def _share_a_unit(spread: Array, grid: Grid) -> bool:
@@ -429,9 +429,9 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         state = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
         if any(bool(torch.isnan(v).any()) for v in tensors.values()):
             raise InputError("weights that are NaN")
-        gaussian = GaussianReference(*(state[f"skip.gaussian.{k}"] for k in ("mean", "eigenvalues", "eigenvectors")))
+        mean, eigenvalues, eigenvectors = (state[f"skip.gaussian.{k}"] for k in ("mean", "eigenvalues", "eigenvectors"))
         marginals = Marginals(*(state[f"skip.marginals.{k}"] for k in ("means", "variances", "log_weights")))
-        skip = MarginalReference(gaussian, marginals)
+        skip = MarginalReference(GaussianReference(mean, eigenvalues, eigenvectors), marginals)
         self.network_ = {**config["network"], "event_shape": tuple(config["network"]["event_shape"])}
         with torch.random.fork_rng(devices=[]):
             model = Preconditioned(ResidualMLP(**self.network_), skip).float()

@@ -43,7 +43,8 @@ def _slope(model: ScoreModel, x: Batch, sigma: Tensor) -> Batch:
 def karras(sigma_max: float, sigma_min: float, n_steps: int, rho: float = 7.0) -> Tensor:
     """Levels σ_i = (σ_max^{1/ρ} + i/n (σ_min^{1/ρ} − σ_max^{1/ρ}))^ρ, i = 0 … n, float64 (Karras et al. 2022, eq. 5)."""
     ramp = torch.linspace(0, 1, n_steps + 1, dtype=torch.float64)
-    return (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+    levels: Tensor = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+    return levels
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def _levels(model: ScoreModel, sigma_max: float | None, sigma_min: float | None)
     if reference is not None:
         sigma_max = START * reference.eigenvalues.max().sqrt().item() if sigma_max is None else sigma_max
         sigma_min = STOP * reference.data_scale.item() if sigma_min is None else sigma_min
-    high, low = (as_level(v, name).item() for v, name in ((sigma_max, "sigma_max"), (sigma_min, "sigma_min")))  # type: ignore[arg-type]
+    high, low = (as_level(v, name).item() for v, name in ((sigma_max, "sigma_max"), (sigma_min, "sigma_min")))
     if high <= low:
         raise InputError(f"sigma_max, sigma_min: got {high:g} and {low:g}, want sigma_max > sigma_min")
     return high, low

@@ -75,7 +75,7 @@ class NoiseLevels:
         z = torch.tensor([(low - self.centre) / self.spread, (high - self.centre) / self.spread], dtype=torch.float64)
         p_low, p_high = torch.special.ndtr(z).tolist()
         p = (p_low + u.double() * (p_high - p_low)).clamp(1e-12, 1 - 1e-12)
-        log_sigma = self.centre + self.spread * torch.special.ndtri(p)
+        log_sigma: Tensor = self.centre + self.spread * torch.special.ndtri(p)
         return log_sigma.clamp(low, high).exp().to(u.dtype)
 
     def draw(self, n: int, *, generator: torch.Generator | None = None, like: Tensor) -> Rows:
@@ -188,14 +188,15 @@ class Average:
 
     def __init__(self, model: Preconditioned, decay: float) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self._pairs = list(self.model.parameters()), list(model.parameters())
+        self._own: list[Tensor] = list(self.model.parameters())
+        self._followed = list(model.parameters())
         self.decay = decay
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move towards the model's weights."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._pairs[0], [p.detach() for p in self._pairs[1]], 1 - decay)
+        torch._foreach_lerp_(self._own, [p.detach() for p in self._followed], 1 - decay)
 
 
 def train(
@@ -236,7 +237,9 @@ def train(
     best, best_weights, since = math.inf, copy.deepcopy(average.model.state_dict()), 0
     start = (0, 0.0, HeldOut(x[: len(held_out)], levels, loss, seed)(average.model)[0], 0.0)
     try:
-        for step, progress, mean_loss, seconds in chain([start], _steps(model, x, loss, levels, recipe, average, generator)):
+        for step, progress, mean_loss, seconds in chain(
+            [start], _steps(model, x, loss, levels, recipe, average, generator)
+        ):
             value, stderr = look(average.model)
             better = value < best
             since = 0 if better else since + 1

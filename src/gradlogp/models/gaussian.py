@@ -1,109 +1,21 @@
-"""What a score model is, the Gaussian reference that is exact, and the network that learns what it leaves.
-
-A model takes a kernel, not a time: ``model.score(x_t, kernel)`` is ψ(x_t) for that convolution, so the noise of
-training and of sampling are decoupled. Exact densities (``gradlogp.oracles``) are models too.
-"""
+"""The Gaussian reference: the closed form that is exact for Gaussian data, and at large noise for all."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gradlogp._shapes import Batch, InputError, Level, as_batch, as_count, per_row, same_event
+from gradlogp._shapes import Batch, InputError, as_batch, as_count, per_row, same_event
 from gradlogp.kernels import GaussianForm, Kernel
+from gradlogp.models.base import Reference, columns, gaussian_form, tweedie
 
 _LARGE = 1e30
 NULL_TOLERANCE = 1e-10  # an eigenvalue below this share of the largest is a direction in which the data do not vary
 
 
-class ScoreModel(nn.Module, ABC):
-    """ψ(x_t; kernel) ≈ ∇log p_σ(x_t), p_σ = p ∗ q, for a batch ``(B, *event)``; its denoiser is the same thing."""
-
-    @abstractmethod
-    def score(self, x_t: Batch, kernel: Kernel) -> Batch:
-        """ψ(x_t), in 1/unit of the data, like x_t."""
-
-    @abstractmethod
-    def denoise(self, x_t: Batch, kernel: Kernel) -> Batch:
-        """E[x | x_t] by the model, like x_t (Gaussian kernels)."""
-
-    @property
-    def reference(self) -> GaussianReference | None:
-        """The Gaussian that has the data's mean and covariance, where the model knows it."""
-        return None
-
-
-class Denoiser(ScoreModel):
-    """A model given by its denoiser; the score follows by Tweedie's formula."""
-
-    def score(self, x_t: Batch, kernel: Kernel) -> Batch:
-        """ψ = K⁻¹(alpha·D(x_t) + shift − x_t), which is (alpha·D − x_t)/sigma² for isotropic noise."""
-        return score_from_denoised(x_t, self.denoise(x_t, kernel), kernel)
-
-
-class ScoreFunction(ScoreModel):
-    """A model from a function (x_t, kernel) -> score.
-
-    Args:
-        function: any callable; a ``torch.nn.Module`` is registered, so that its parameters are the model's.
-    """
-
-    def __init__(self, function: Callable[[Tensor, Kernel], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def score(self, x_t: Batch, kernel: Kernel) -> Batch:
-        """The function's value."""
-        return self.function(x_t, kernel)
-
-    def denoise(self, x_t: Batch, kernel: Kernel) -> Batch:
-        """Tweedie's formula."""
-        return tweedie(x_t, self.score(x_t, kernel), kernel)
-
-
-def gaussian_form(kernel: Kernel, x_t: Batch, what: str) -> GaussianForm:
-    """The kernel's Gaussian form, or an error that names what needs it."""
-    form = kernel.gaussian_form(tuple(x_t.shape[1:]))
-    if form is None:
-        raise InputError(f"{what}: needs a Gaussian kernel, got {kernel!r}")
-    return form
-
-
-def tweedie(x_t: Batch, score: Batch, kernel: Kernel) -> Batch:
-    """E[x | x_t] = (x_t − shift + K ∇log p_σ(x_t))/alpha for noise N(shift, K) (Robbins 1956; Miyasawa 1961).
-
-    Raises:
-        InputError: the kernel is not Gaussian, or alpha is 0.
-    """
-    form = gaussian_form(kernel, x_t, "denoise")
-    if bool((form.alpha == 0).any()):
-        raise InputError("denoise: alpha is 0, so x_t says nothing about x; want alpha > 0")
-    return (x_t - form.shift.to(x_t) + _times(form, score)) / per_row(form.alpha, x_t)
-
-
-def score_from_denoised(x_t: Batch, denoised: Batch, kernel: Kernel) -> Batch:
-    """∇log p_σ(x_t) = K⁻¹(alpha·E[x | x_t] + shift − x_t): Tweedie's formula, solved for the score."""
-    form = gaussian_form(kernel, x_t, "score of a denoiser")
-    v = per_row(form.alpha, x_t) * denoised + form.shift.to(x_t) - x_t
-    if form.kind == "isotropic":
-        return v / per_row(form.covariance, x_t)
-    flat = v.flatten(1)
-    k = form.covariance.to(v)
-    return (flat / k if form.kind == "diagonal" else torch.linalg.solve(k, flat.T).T).reshape(v.shape)
-
-
-def _times(form: GaussianForm, v: Batch) -> Batch:
-    """K v."""
-    if form.kind == "isotropic":
-        return per_row(form.covariance, v) * v
-    k, flat = form.covariance.to(v), v.flatten(1)
-    return (flat * k if form.kind == "diagonal" else flat @ k).reshape(v.shape)
-
-
-class GaussianReference(ScoreModel):
+class GaussianReference(Reference):
     """The closed-form part of a score: that of the Gaussian with the data's mean μ and covariance Σ = VΛVᵀ.
 
     Under isotropic Gaussian noise the score in eigen-direction i is −h_i·vᵢᵀ(x_t − alpha·μ − shift), with
@@ -210,7 +122,7 @@ class GaussianReference(ScoreModel):
         if form is not None and form.kind != "isotropic":
             return -self._anisotropic_precision_times(r, kernel, form).reshape(x_t.shape)
         y = r @ self.eigenvectors
-        alpha, sigma = _columns(kernel, x_t)
+        alpha, sigma = columns(kernel, x_t)
         out = -(y * self._precision(alpha, sigma)) @ self.eigenvectors.T
         if self.eigenvalues.numel() < self.mean.numel():
             out = out - (r - y @ self.eigenvectors.T) / sigma**2
@@ -220,7 +132,7 @@ class GaussianReference(ScoreModel):
         """μ + V g Vᵀ r: g_i is alpha·λ_i/(alpha²λ_i + sigma²) for the Gaussian, faded as the score is."""
         if gaussian_form(kernel, x_t, "denoise").kind != "isotropic":
             return tweedie(x_t, self.score(x_t, kernel), kernel)
-        alpha, sigma = _columns(kernel, x_t)
+        alpha, sigma = columns(kernel, x_t)
         y = self.centred(x_t, kernel).flatten(1) @ self.eigenvectors
         g = self._blend(alpha, sigma, lambda variance: alpha * variance / (alpha**2 * variance + sigma**2))
         return self.mean + ((y * g) @ self.eigenvectors.T).reshape(x_t.shape)
@@ -237,7 +149,7 @@ class GaussianReference(ScoreModel):
         z = torch.randn(
             as_count(n), self.mean.numel(), generator=generator, dtype=self.mean.dtype, device=self.mean.device
         )
-        alpha, sigma = _columns(kernel, z)
+        alpha, sigma = columns(kernel, z)
         y = z @ self.eigenvectors
         x = sigma * z + (y * ((alpha**2 * self.eigenvalues + sigma**2).sqrt() - sigma)) @ self.eigenvectors.T
         return (alpha * self.mean.flatten() + x).reshape(n, *self.event_shape)
@@ -268,77 +180,8 @@ class GaussianReference(ScoreModel):
         own = precision_times_r(self.eigenvalues)
         if self.fade == 0:
             return own
-        w = self._weight(*_columns(kernel, r))
+        w = self._weight(*columns(kernel, r))
         return w * own + (1 - w) * precision_times_r(self.data_scale**2)
-
-
-class Preconditioned(ScoreModel):
-    """A network on top of a closed-form reference: it learns only what the reference leaves.
-
-        D(x_t) = D_ref(x_t) + c_out · P F(c_in · P(x_t − alpha·μ − shift), c_noise)
-        ψ(x_t) = ψ_ref(x_t) + (alpha·c_out/sigma²) · P F(…)
-
-    c_in = 1/√(alpha²σ_d² + sigma²), c_out = sigma·σ_d·c_in, c_noise = log(sigma/(alpha·σ_d)), and P the projection on
-    the directions in which the data vary (Karras et al. 2022, table 1, with the skip replaced by the reference). A
-    network that starts at zero starts as the reference. Under a kernel that is not Gaussian the same formula is a
-    parametrisation of the score, with sigma the kernel's scale.
-
-    Args:
-        network: (z of the event's shape, c_noise ``(B,)``) -> like z.
-        reference: the closed-form part.
-    """
-
-    def __init__(self, network: nn.Module, reference: GaussianReference) -> None:
-        super().__init__()
-        self.network = network
-        self.skip = reference
-
-    @property
-    def reference(self) -> GaussianReference:
-        """The Gaussian with the data's moments, at every noise level."""
-        return self.skip.reference
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        """Shape of one datum."""
-        return self.skip.event_shape
-
-    def score(self, x_t: Batch, kernel: Kernel) -> Batch:
-        """ψ_ref + (alpha·c_out/sigma²) P F; no difference of large numbers at small sigma."""
-        alpha, sigma = per_row(kernel.alpha, x_t), per_row(kernel.sigma, x_t)
-        c_in = self._c_in(alpha, sigma)
-        return self.skip.score(x_t, kernel) + (alpha * self.skip.data_scale * c_in / sigma) * self._residual(
-            x_t, kernel, c_in
-        )
-
-    def denoise(self, x_t: Batch, kernel: Kernel) -> Batch:
-        """D_ref + c_out P F; by Tweedie's formula where the noise is Gaussian but not isotropic."""
-        if gaussian_form(kernel, x_t, "denoise").kind != "isotropic":
-            return tweedie(x_t, self.score(x_t, kernel), kernel)
-        sigma = per_row(kernel.sigma, x_t)
-        c_in = self._c_in(per_row(kernel.alpha, x_t), sigma)
-        return self.skip.denoise(x_t, kernel) + (sigma * self.skip.data_scale * c_in) * self._residual(
-            x_t, kernel, c_in
-        )
-
-    def _c_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return 1 / torch.sqrt((alpha * self.skip.data_scale) ** 2 + sigma**2)
-
-    def _residual(self, x_t: Batch, kernel: Kernel, c_in: Tensor) -> Batch:
-        """P F(c_in · P(x_t − alpha·μ − shift), c_noise)."""
-        z = c_in * self.skip.project(self.skip.centred(x_t, kernel))
-        return self.skip.project(self.network(z, self._c_noise(kernel, x_t)))
-
-    def _c_noise(self, kernel: Kernel, x_t: Batch) -> Tensor:
-        alpha, sigma = _columns(kernel, x_t)
-        ratio = (sigma / (alpha * self.skip.data_scale).clamp_min(torch.finfo(x_t.dtype).tiny)).clamp(1e-6, 1e6)
-        return ratio.log().reshape(-1).expand(len(x_t))
-
-
-def _columns(kernel: Kernel, x: Batch) -> tuple[Level, Level]:
-    """Alpha and sigma against a flattened batch: scalars or ``(B, 1)``."""
-    flat = x.flatten(1)
-    return per_row(kernel.alpha, flat), per_row(kernel.sigma, flat)
 
 
 def _covariance(centred: Tensor) -> Tensor:
@@ -356,27 +199,3 @@ def _covariance(centred: Tensor) -> Tensor:
     noise = (centred.square().sum(1).square().sum() / n - covariance.square().sum()) / n
     shrinkage = (noise / spread.clamp_min(torch.finfo(torch.float64).tiny)).clamp(0.0, 1.0)
     return (1 - shrinkage) * covariance + shrinkage * target
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Number of trained numbers of a model."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def event_of(model: ScoreModel) -> tuple[int, ...] | None:
-    """The event shape a model is bound to, or None where any will do."""
-    shape: tuple[int, ...] | None = getattr(model, "event_shape", None)
-    return shape
-
-
-__all__ = [
-    "Denoiser",
-    "GaussianReference",
-    "Preconditioned",
-    "ScoreFunction",
-    "ScoreModel",
-    "count_parameters",
-    "event_of",
-    "score_from_denoised",
-    "tweedie",
-]

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from gradlogp._shapes import Batch, InputError, as_batch, per_row
 from gradlogp.kernels import Kernel
-from gradlogp.models import GaussianReference, ScoreModel, gaussian_form
+from gradlogp.models.base import Reference, gaussian_form
+from gradlogp.models.gaussian import GaussianReference
 
 MAX_COMPONENTS = 32
 PSEUDO_COUNT = 0.1  # rows that each unseen point between the smallest and the largest of a discrete column counts for
@@ -56,7 +57,7 @@ class Marginals(nn.Module):
         return (w * (self.means + self.variances / variance * r)).sum(2)
 
 
-class MarginalReference(ScoreModel):
+class MarginalReference(Reference):
     """A closed-form denoiser that is exact for Gaussian data, and exact for independent coordinates of any law.
 
     For the Gaussian with the data's mean μ and covariance Σ, E[x | x_t] = m and Cov[x | x_t] has the diagonal c. What that says
@@ -155,7 +156,7 @@ class MarginalReference(ScoreModel):
 
 
 def _tiny(x: Tensor) -> float:
-    return float(torch.finfo(x.dtype).tiny) ** 0.5
+    return float(torch.finfo(x.dtype).tiny ** 0.5)
 
 
 def _atoms(column: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor] | None:

@@ -1,0 +1,37 @@
+"""What a score model is, the closed-form references, and the network that learns what they leave.
+
+A model takes a kernel, not a time: ``model.score(x_t, kernel)`` is ψ(x_t) for that convolution, so the noise of
+training and of sampling are decoupled. Exact densities (``gradlogp.oracles``) are models too.
+"""
+
+from gradlogp.models.base import (
+    Denoiser,
+    Reference,
+    ScoreFunction,
+    ScoreModel,
+    count_parameters,
+    event_of,
+    gaussian_form,
+    score_from_denoised,
+    tweedie,
+)
+from gradlogp.models.gaussian import NULL_TOLERANCE, GaussianReference
+from gradlogp.models.marginal import MarginalReference, Marginals
+from gradlogp.models.preconditioned import Preconditioned
+
+__all__ = [
+    "NULL_TOLERANCE",
+    "Denoiser",
+    "GaussianReference",
+    "MarginalReference",
+    "Marginals",
+    "Preconditioned",
+    "Reference",
+    "ScoreFunction",
+    "ScoreModel",
+    "count_parameters",
+    "event_of",
+    "gaussian_form",
+    "score_from_denoised",
+    "tweedie",
+]

@@ -1,0 +1,148 @@
+"""What a score model is, and Tweedie's formula between its two faces."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from gradlogp._shapes import Batch, InputError, Level, per_row
+from gradlogp.kernels import GaussianForm, Kernel
+
+if TYPE_CHECKING:
+    from gradlogp.models.gaussian import GaussianReference
+
+
+class ScoreModel(nn.Module, ABC):
+    """ψ(x_t; kernel) ≈ ∇log p_σ(x_t), p_σ = p ∗ q, for a batch ``(B, *event)``; its denoiser is the same thing."""
+
+    @abstractmethod
+    def score(self, x_t: Batch, kernel: Kernel) -> Batch:
+        """ψ(x_t), in 1/unit of the data, like x_t."""
+
+    @abstractmethod
+    def denoise(self, x_t: Batch, kernel: Kernel) -> Batch:
+        """E[x | x_t] by the model, like x_t (Gaussian kernels)."""
+
+    @property
+    def reference(self) -> GaussianReference | None:
+        """The Gaussian that has the data's mean and covariance, where the model knows it."""
+        return None
+
+
+class Reference(ScoreModel):
+    """A closed-form score that a network can be put on top of; it knows the data's moments."""
+
+    if TYPE_CHECKING:  # buffers of one, properties of another
+
+        @property
+        def mean(self) -> Tensor:
+            """μ, ``(*event)``."""
+
+        @property
+        def data_scale(self) -> Tensor:
+            """σ_d, the root mean square standard deviation over the directions in which the data vary."""
+
+        @property
+        def event_shape(self) -> tuple[int, ...]:
+            """Shape of one datum."""
+
+    @property
+    @abstractmethod
+    def reference(self) -> GaussianReference:
+        """The Gaussian with the data's mean and covariance."""
+
+    @abstractmethod
+    def project(self, v: Batch) -> Batch:
+        """The part of v in the directions in which the data vary."""
+
+    @abstractmethod
+    def centred(self, x_t: Batch, kernel: Kernel) -> Batch:
+        """x_t − alpha·μ − shift, the shift being the mean of Gaussian noise."""
+
+
+class Denoiser(ScoreModel):
+    """A model given by its denoiser; the score follows by Tweedie's formula."""
+
+    def score(self, x_t: Batch, kernel: Kernel) -> Batch:
+        """ψ = K⁻¹(alpha·D(x_t) + shift − x_t), which is (alpha·D − x_t)/sigma² for isotropic noise."""
+        return score_from_denoised(x_t, self.denoise(x_t, kernel), kernel)
+
+
+class ScoreFunction(ScoreModel):
+    """A model from a function (x_t, kernel) -> score.
+
+    Args:
+        function: any callable; a ``torch.nn.Module`` is registered, so that its parameters are the model's.
+    """
+
+    def __init__(self, function: Callable[[Tensor, Kernel], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def score(self, x_t: Batch, kernel: Kernel) -> Batch:
+        """The function's value."""
+        return self.function(x_t, kernel)
+
+    def denoise(self, x_t: Batch, kernel: Kernel) -> Batch:
+        """Tweedie's formula."""
+        return tweedie(x_t, self.score(x_t, kernel), kernel)
+
+
+def gaussian_form(kernel: Kernel, x_t: Batch, what: str) -> GaussianForm:
+    """The kernel's Gaussian form, or an error that names what needs it."""
+    form = kernel.gaussian_form(tuple(x_t.shape[1:]))
+    if form is None:
+        raise InputError(f"{what}: needs a Gaussian kernel, got {kernel!r}")
+    return form
+
+
+def tweedie(x_t: Batch, score: Batch, kernel: Kernel) -> Batch:
+    """E[x | x_t] = (x_t − shift + K ∇log p_σ(x_t))/alpha for noise N(shift, K) (Robbins 1956; Miyasawa 1961).
+
+    Raises:
+        InputError: the kernel is not Gaussian, or alpha is 0.
+    """
+    form = gaussian_form(kernel, x_t, "denoise")
+    if bool((form.alpha == 0).any()):
+        raise InputError("denoise: alpha is 0, so x_t says nothing about x; want alpha > 0")
+    return (x_t - form.shift.to(x_t) + _times(form, score)) / per_row(form.alpha, x_t)
+
+
+def score_from_denoised(x_t: Batch, denoised: Batch, kernel: Kernel) -> Batch:
+    """∇log p_σ(x_t) = K⁻¹(alpha·E[x | x_t] + shift − x_t): Tweedie's formula, solved for the score."""
+    form = gaussian_form(kernel, x_t, "score of a denoiser")
+    v = per_row(form.alpha, x_t) * denoised + form.shift.to(x_t) - x_t
+    if form.kind == "isotropic":
+        return v / per_row(form.covariance, x_t)
+    flat = v.flatten(1)
+    k = form.covariance.to(v)
+    return (flat / k if form.kind == "diagonal" else torch.linalg.solve(k, flat.T).T).reshape(v.shape)
+
+
+def _times(form: GaussianForm, v: Batch) -> Batch:
+    """K v."""
+    if form.kind == "isotropic":
+        return per_row(form.covariance, v) * v
+    k, flat = form.covariance.to(v), v.flatten(1)
+    return (flat * k if form.kind == "diagonal" else flat @ k).reshape(v.shape)
+
+
+def columns(kernel: Kernel, x: Batch) -> tuple[Level, Level]:
+    """Alpha and sigma against a flattened batch: scalars or ``(B, 1)``."""
+    flat = x.flatten(1)
+    return per_row(kernel.alpha, flat), per_row(kernel.sigma, flat)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trained numbers of a model."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def event_of(model: ScoreModel) -> tuple[int, ...] | None:
+    """The event shape a model is bound to, or None where any will do."""
+    shape: tuple[int, ...] | None = getattr(model, "event_shape", None)
+    return shape

@@ -1,0 +1,74 @@
+"""A network that learns what a closed-form reference leaves."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gradlogp._shapes import Batch, per_row
+from gradlogp.kernels import Kernel
+from gradlogp.models.base import Reference, ScoreModel, columns, gaussian_form, tweedie
+from gradlogp.models.gaussian import GaussianReference
+
+
+class Preconditioned(ScoreModel):
+    """A network on top of a closed-form reference: it learns only what the reference leaves.
+
+        D(x_t) = D_ref(x_t) + c_out · P F(c_in · P(x_t − alpha·μ − shift), c_noise)
+        ψ(x_t) = ψ_ref(x_t) + (alpha·c_out/sigma²) · P F(…)
+
+    c_in = 1/√(alpha²σ_d² + sigma²), c_out = sigma·σ_d·c_in, c_noise = log(sigma/(alpha·σ_d)), and P the projection on
+    the directions in which the data vary (Karras et al. 2022, table 1, with the skip replaced by the reference). A
+    network that starts at zero starts as the reference. Under a kernel that is not Gaussian the same formula is a
+    parametrisation of the score, with sigma the kernel's scale.
+
+    Args:
+        network: (z of the event's shape, c_noise ``(B,)``) -> like z.
+        reference: the closed-form part.
+    """
+
+    def __init__(self, network: nn.Module, reference: Reference) -> None:
+        super().__init__()
+        self.network = network
+        self.skip = reference
+
+    @property
+    def reference(self) -> GaussianReference:
+        """The Gaussian with the data's moments, at every noise level."""
+        return self.skip.reference
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one datum."""
+        return self.skip.event_shape
+
+    def score(self, x_t: Batch, kernel: Kernel) -> Batch:
+        """ψ_ref + (alpha·c_out/sigma²) P F; no difference of large numbers at small sigma."""
+        alpha, sigma = per_row(kernel.alpha, x_t), per_row(kernel.sigma, x_t)
+        c_in = self._c_in(alpha, sigma)
+        return self.skip.score(x_t, kernel) + (alpha * self.skip.data_scale * c_in / sigma) * self._residual(
+            x_t, kernel, c_in
+        )
+
+    def denoise(self, x_t: Batch, kernel: Kernel) -> Batch:
+        """D_ref + c_out P F; by Tweedie's formula where the noise is Gaussian but not isotropic."""
+        if gaussian_form(kernel, x_t, "denoise").kind != "isotropic":
+            return tweedie(x_t, self.score(x_t, kernel), kernel)
+        sigma = per_row(kernel.sigma, x_t)
+        c_in = self._c_in(per_row(kernel.alpha, x_t), sigma)
+        return self.skip.denoise(x_t, kernel) + (sigma * self.skip.data_scale * c_in) * self._residual(
+            x_t, kernel, c_in
+        )
+
+    def _c_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return 1 / torch.sqrt((alpha * self.skip.data_scale) ** 2 + sigma**2)
+
+    def _residual(self, x_t: Batch, kernel: Kernel, c_in: Tensor) -> Batch:
+        """P F(c_in · P(x_t − alpha·μ − shift), c_noise)."""
+        z = c_in * self.skip.project(self.skip.centred(x_t, kernel))
+        return self.skip.project(self.network(z, self._c_noise(kernel, x_t)))
+
+    def _c_noise(self, kernel: Kernel, x_t: Batch) -> Tensor:
+        alpha, sigma = columns(kernel, x_t)
+        ratio = (sigma / (alpha * self.skip.data_scale).clamp_min(torch.finfo(x_t.dtype).tiny)).clamp(1e-6, 1e6)
+        return ratio.log().reshape(-1).expand(len(x_t))
