@@ -194,8 +194,9 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         for name, value in (("validation_fraction", self.validation_fraction), ("dropout", self.dropout)):
             if value is not None and not (isinstance(value, int | float) and 0 <= value < 1):
                 raise InputError(f"{name}: got {value!r}, want a number in [0, 1)")
-        if self.validation_fraction == 0:
-            raise InputError("validation_fraction: got 0, want > 0: training stops by the held-out loss")
+        if not self.validation_fraction:
+            got = self.validation_fraction
+            raise InputError(f"validation_fraction: got {got!r}, want > 0: training stops by the held-out loss")
         if self.standardize not in (True, False, "auto"):
             raise InputError(f"standardize: got {self.standardize!r}, want True, False or 'auto'")
 
@@ -398,7 +399,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             "network": {**self.network_, "event_shape": list(self.network_["event_shape"])},
             "schema": self.schema_.to_json(),
             "grid": self.grid_.to_json(),
-            "levels": asdict(self.levels_),
+            "levels": {k: float(v) for k, v in asdict(self.levels_).items()},
             "self_check": asdict(self.self_check_),
             "history": [asdict(r) for r in self.history_],
         }

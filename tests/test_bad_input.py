@@ -1,0 +1,603 @@
+"""Bad input in some hundred kinds, in Python and on the command line: one line on what is wrong, nothing touched.
+
+In Python it is an ``InputError``, on the command line exit code 2 and one line on stderr; files stay as they were.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import scipy.sparse
+import torch
+from jaxtyping import config as jaxtyping_config
+from sklearn.exceptions import NotFittedError
+
+from gradlogp import InputError, ScoreDensity
+from gradlogp.cli import main
+
+QUICK = {"n_steps": 2, "width": 4, "depth": 1, "device": "cpu", "random_state": 0, "verbose": False}
+R = np.random.default_rng(0)
+GOOD = R.normal(size=(30, 3))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_users_do():
+    """No checks but the library's own."""
+    jaxtyping_config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="module")
+def est() -> ScoreDensity:
+    return ScoreDensity(**QUICK).fit(pl.DataFrame(GOOD, schema=["a", "b", "c"]))
+
+
+@pytest.fixture(scope="module")
+def model(est, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "model"
+    est.save(path)
+    return path
+
+
+@pytest.fixture
+def home(model, tmp_path, monkeypatch) -> Path:
+    """The working folder, with good.csv and a model."""
+    pl.DataFrame(GOOD, schema=["a", "b", "c"]).write_csv(tmp_path / "good.csv")
+    shutil.copytree(model, tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def message(call, *args, error=InputError, **kwargs) -> str:
+    """The message of the error, which is one line that is not too long."""
+    with pytest.raises(error) as caught:
+        call(*args, **kwargs)
+    text = str(caught.value)
+    assert text
+    assert "\n" not in text
+    assert len(text) < 400
+    return text
+
+
+def says(text: str, *words: str) -> None:
+    for word in words:
+        assert word in text, text
+
+
+# -- Python: data to fit
+
+
+def with_cell(value: float) -> np.ndarray:
+    x = GOOD.copy()
+    x[4, 1] = value
+    return x
+
+
+FIT = {
+    "NaN": (with_cell(math.nan), "column 1", "row 4", "want finite"),
+    "infinity": (with_cell(math.inf), "column 1", "infinite", "row 4"),
+    "missing in a frame": (pl.DataFrame({"a": [1.0, None] * 10, "b": GOOD[:20, 0]}), "'a'", "missing", "row 1"),
+    "missing integers in a frame": (pd.DataFrame({"a": pd.array([1, None] * 10, dtype="Int64")}), "'a'", "row 1"),
+    "one row": (GOOD[:1], "got 1 row,", "want at least 10"),
+    "too few rows": (GOOD[:9], "got 9 rows", "want at least 10"),
+    "no rows": (GOOD[:0], "got 0 rows"),
+    "no columns": (GOOD[:, :0], "0 columns"),
+    "all columns constant": (np.ones((20, 2)), "constant", "want"),
+    "1-D array": (GOOD[:, 0], "1-D", "reshape(-1, 1)"),
+    "one number": (3.0, "single number"),
+    "text column": (pd.DataFrame({"a": GOOD[:, 0], "b": ["x"] * 30}), "'b'", "'x' at row 0", "want numbers"),
+    "categories": (pd.DataFrame({"b": pd.Categorical(["x", "y"] * 10)}), "'b'", "categories"),
+    "dates": (pd.DataFrame({"d": pd.date_range("2020", periods=20)}), "'d'", "datetime"),
+    "text array": (np.array([["1", "x"]] * 20), "'x' at row 0"),
+    "object array": (np.array([[1, {}]] * 20, dtype=object), "dtype object"),
+    "complex": (GOOD + 1j, "complex"),
+    "complex tensor": (torch.from_numpy(GOOD + 1j), "complex128"),
+    "sparse matrix": (scipy.sparse.csr_matrix(GOOD), "sparse", "toarray"),
+    "sparse tensor": (torch.from_numpy(GOOD).to_sparse(), "sparse", "to_dense"),
+    "a list of different lengths": ([[1.0, 2.0], [3.0]] * 10, "different lengths"),
+    "duplicate columns": (pd.DataFrame(GOOD, columns=["a", "b", "a"]), "2 columns named 'a'"),
+    "one column of a frame": (pl.Series(GOOD[:, 0]), "one column", "to_frame"),
+    "a lazy frame": (pl.DataFrame(GOOD).lazy(), "lazy", "collect"),
+    "a path": ("data.csv", "text", "load_file"),
+    "None": (None, "NoneType"),
+    "True": (True, "single number"),
+    "a dictionary": ({"a": [1, 2]}, "dict"),
+}
+
+
+@pytest.mark.parametrize("kind", FIT)
+def test_data_to_fit(kind):
+    X, *words = FIT[kind]
+    est = ScoreDensity(**QUICK)
+    says(message(est.fit, X), *words)
+    message(est.sample, 1, error=NotFittedError)
+
+
+# -- Python: parameters
+
+PARAMETERS = {
+    "sigma_min": (0, -1.0, math.nan, math.inf, "small", True, [1.0]),
+    "sigma_max": (0, -1.0, math.nan, math.inf, "large", False),
+    "standardize": ("yes", None, 2, [True]),
+    "width": (0, -3, 1.5, "wide", True),
+    "depth": (0, 2.0, None, True),
+    "n_steps": (0, -1, 1e3, None, "many"),
+    "batch_size": (0, 2.5, "many"),
+    "learning_rate": (0, -1e-3, math.nan, math.inf, None, "fast"),
+    "dropout": (-0.1, 1.0, math.nan, "some", True),
+    "max_seconds": (0, -5, math.nan, "short"),
+    "patience": (0, 1.5, None),
+    "validation_fraction": (0, 1, -0.1, math.nan, None, "half"),
+    "sampling_steps": (0, -1, 2.5, None),
+    "device": ("tpu", "", 3.5, "meta", "cpu:x", -1),
+    "random_state": (-1, 1.5, "lucky", True, 2**64),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(k, v) for k, values in PARAMETERS.items() for v in values])
+def test_parameters(name, value):
+    text = message(ScoreDensity(**QUICK | {name: value}).fit, GOOD)
+    says(text, name, "got", "want")
+    assert len(text) < 160
+
+
+def test_every_parameter_is_among_them():
+    assert set(PARAMETERS) | {"verbose"} == set(ScoreDensity().get_params())
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (2.0, 1.0), (1e6, None), (None, 1e-9)])
+def test_levels_out_of_order(low, high):
+    est = ScoreDensity(**QUICK | {"sigma_min": low, "sigma_max": high})
+    says(message(est.fit, GOOD), "sigma_min", "sigma_max", "want sigma_min < sigma_max")
+
+
+def test_a_learning_rate_that_blows_up():
+    est = ScoreDensity(**QUICK | {"n_steps": 200, "learning_rate": 1e30})
+    says(message(est.fit, GOOD), "not finite", "learning rate")
+    message(est.sample, 1, error=NotFittedError)
+
+
+# -- Python: use
+
+USES = {
+    "sample": lambda e: e.sample(1),
+    "grad_log_prob": lambda e: e.grad_log_prob(GOOD),
+    "denoise": lambda e: e.denoise(GOOD),
+    "save": lambda e: e.save("somewhere"),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_not_fitted(use, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    says(message(USES[use], ScoreDensity(), error=NotFittedError), "not fitted", "fit")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("n", [0, -1, 1.5, "3", None, True, math.nan, [3]])
+def test_numbers_of_samples(est, n):
+    says(message(est.sample, n), "n: got", "want a whole number >= 1")
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "a", True, 2**64])
+def test_seeds_of_samples(est, seed):
+    says(message(est.sample, 1, random_state=seed), "random_state: got", "want")
+
+
+SIGMAS = {
+    "zero": (0, "got 0", "> 0"),
+    "negative": (-1.0, "got -1", "> 0"),
+    "NaN": (math.nan, "got nan"),
+    "infinite": (math.inf, "got inf"),
+    "text": ("half", "'half'"),
+    "complex": (1j, "1j"),
+    "a dictionary": ({}, "{}"),
+    "below the trained range": (1e-9, "smallest trained", "sigma_min"),
+    "wrong number": ([1.0, 2.0], "2 levels for 30 rows"),
+    "no levels": ([], "shape (0,)"),
+    "two dimensions": (np.ones((30, 1)), "shape (30, 1)"),
+    "ragged": ([[1.0], [1.0, 2.0]], "want a number"),
+    "one bad among good": ([1.0] * 29 + [math.nan], "got nan"),
+}
+
+
+@pytest.mark.parametrize("use", ["grad_log_prob", "denoise"])
+@pytest.mark.parametrize("kind", SIGMAS)
+def test_levels(est, use, kind):
+    sigma, *words = SIGMAS[kind]
+    text = message(getattr(est, use), GOOD, sigma)
+    assert text.startswith("sigma: got")
+    says(text, "want", *words)
+
+
+ROWS = {
+    "too many columns": (np.ones((5, 4)), "4 columns", "want 3 columns"),
+    "too few columns": (np.ones((5, 2)), "2 columns", "want 3 columns"),
+    "another name": (pl.DataFrame(GOOD, schema=["a", "b", "d"]), "no column 'c'", "extra column 'd'"),
+    "a missing column": (pl.DataFrame(GOOD[:, :2], schema=["a", "b"]), "no column 'c'"),
+    "an extra column": (pd.DataFrame(np.ones((5, 4)), columns=list("abcd")), "extra column 'd'"),
+    "1-D": (GOOD[0], "1-D"),
+    "images": (np.ones((5, 3, 1)), "shape (3, 1)"),
+    "no rows": (GOOD[:0], "0 rows"),
+    "NaN": (with_cell(math.nan), "row 4"),
+    "text": (pl.DataFrame({"a": ["x"], "b": [1.0], "c": [1.0]}), "'a'", "'x'"),
+    "complex": (GOOD + 1j, "complex"),
+    "None": (None, "NoneType"),
+}
+
+
+@pytest.mark.parametrize("use", ["grad_log_prob", "denoise"])
+@pytest.mark.parametrize("kind", ROWS)
+def test_rows(est, use, kind):
+    X, *words = ROWS[kind]
+    text = message(getattr(est, use), X, 1.0)
+    assert text.startswith("X: ")
+    says(text, "want", *words)
+
+
+# -- saved models, in Python and on the command line
+
+
+def edit(change):
+    """Change the configuration."""
+
+    def make(folder: Path) -> None:
+        path = folder / "config.json"
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        change(entry)
+        path.write_text(json.dumps(entry), encoding="utf-8")
+
+    return make
+
+
+def weights(change):
+    """Change the bytes of the weights."""
+
+    def make(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        path.write_bytes(change(path.read_bytes()))
+
+    return make
+
+
+def config_text(text: str | bytes):
+    def make(folder: Path) -> None:
+        (folder / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+
+    return make
+
+
+def scrambled(raw: bytes) -> bytes:
+    return bytes(b ^ 0x5A for b in raw)
+
+
+MODELS = {
+    "no folder": (shutil.rmtree, "no such folder"),
+    "a file": (lambda m: (shutil.rmtree(m), m.write_text("x")), "no such folder"),
+    "an empty folder": (lambda m: (shutil.rmtree(m), m.mkdir()), "has no config.json"),
+    "no configuration": (lambda m: (m / "config.json").unlink(), "has no config.json"),
+    "no weights": (lambda m: (m / "model.safetensors").unlink(), "has no model.safetensors"),
+    "weights that are a folder": (
+        lambda m: ((m / "model.safetensors").unlink(), (m / "model.safetensors").mkdir()),
+        "has no model.safetensors",
+    ),
+    "scrambled weights": (weights(scrambled), "model.safetensors: cannot be read"),
+    "truncated weights": (weights(lambda raw: raw[: len(raw) // 2]), "model.safetensors: cannot be read"),
+    "empty weights": (weights(lambda raw: b""), "model.safetensors: cannot be read"),
+    "weights with a broken header": (weights(lambda raw: raw[:8] + b"}" + raw[9:]), "cannot be read"),
+    "pickled weights": (weights(lambda raw: pickle.dumps({"a": 1})), "model.safetensors: cannot be read"),
+    "empty configuration": (config_text(""), "config.json: cannot be read"),
+    "not JSON": (config_text("{'a': 1}"), "config.json: cannot be read"),
+    "half a configuration": (config_text('{"format": "gradlogp model",'), "config.json: cannot be read"),
+    "not UTF-8": (config_text(b'{"format": "\xff"}'), "config.json: cannot be read"),
+    "nested too deep": (config_text("[" * 100_000), "config.json: cannot be read"),
+    "a list": (config_text("[1, 2]"), "not the configuration"),
+    "another library's": (config_text('{"model_type": "bert"}'), "not the configuration"),
+    "another format": (edit(lambda c: c.update(format="pickle")), "not the configuration"),
+    "a later version": (edit(lambda c: c.update(format_version=2)), "format version 2, want 1"),
+    "no version": (edit(lambda c: c.pop("format_version")), "format version None, want 1"),
+    "width changed": (edit(lambda c: c["network"].update(width=5)), "does not fit together", "size mismatch"),
+    "width no number": (edit(lambda c: c["network"].update(width="5")), "does not fit together"),
+    "depth changed": (edit(lambda c: c["network"].update(depth=2)), "does not fit together"),
+    "network unknown": (edit(lambda c: c["network"].update(layers=2)), "does not fit together"),
+    "event shape changed": (edit(lambda c: c["network"].update(event_shape=[4])), "does not fit together"),
+    "event shape no list": (edit(lambda c: c["network"].update(event_shape=3)), "does not fit together"),
+    "columns removed": (edit(lambda c: c["schema"].update(columns=["a", "b"])), "columns"),
+    "columns twice": (edit(lambda c: c["schema"].update(columns=["a", "b", "a"])), "columns"),
+    "schema of another shape": (
+        edit(lambda c: c["schema"].update(columns=["a"], dtypes=["float64"], event_shape=[1])),
+        "columns of shape (1,)",
+    ),
+    "no schema": (edit(lambda c: c.pop("schema")), "schema"),
+    "unknown types": (edit(lambda c: c["schema"].update(dtypes=["text"] * 3)), "dtypes"),
+    "levels reversed": (edit(lambda c: c["levels"].update(sigma_min=9.0, sigma_max=1.0)), "sigma_min < sigma_max"),
+    "levels NaN": (edit(lambda c: c["levels"].update(sigma_min=math.nan)), "NaN"),
+    "levels infinite": (edit(lambda c: c["levels"].update(sigma_max=math.inf)), "Infinity"),
+    "levels text": (edit(lambda c: c["levels"].update(sigma_min="x")), "sigma_min: got 'x'"),
+    "no levels": (edit(lambda c: c.pop("levels")), "levels"),
+    "grid of fewer columns": (edit(lambda c: c["grid"].pop()), "grid"),
+    "grid reversed": (edit(lambda c: c["grid"][0].update(low=1, high=0, offset=0)), "grid"),
+    "grid no list": (edit(lambda c: c.update(grid=3)), "grid"),
+    "history no list": (edit(lambda c: c.update(history=3)), "does not fit together"),
+    "history of other entries": (edit(lambda c: c.update(history=[{"a": 1}])), "does not fit together"),
+    "self-check missing": (edit(lambda c: c.pop("self_check")), "self_check"),
+    "unknown parameters": (edit(lambda c: c["parameters"].update(magic=1)), "magic"),
+    "bad parameters": (edit(lambda c: c["parameters"].update(sampling_steps=-1)), "sampling_steps: got -1"),
+    "parameters no object": (edit(lambda c: c.update(parameters=[1])), "does not fit together"),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_saved_models(home, kind, capsys):
+    make, *words = MODELS[kind]
+    make(home / "model")
+    text = message(ScoreDensity.load, home / "model")
+    says(text, str(home / "model"), *words)
+    refused(capsys, home, ["info", "model"], *words)
+
+
+# -- the command line
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """Every file below a folder, hidden ones too, by its hash."""
+    files = sorted(Path(root) / name for root, _, names in os.walk(folder) for name in names)
+    hashes = {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    return hashes | {str(p.relative_to(folder)): "" for p in folder.rglob("*") if p.is_dir()}
+
+
+def refused(capsys, home: Path, argv: list[str], *words: str) -> None:
+    """Exit code 2, one line on stderr, none on stdout, and every file as it was."""
+    before = digest(home)
+    capsys.readouterr()
+    code = main(argv)
+    out, err = capsys.readouterr()
+    assert code == 2, err
+    assert out == ""
+    assert err.startswith("gradlogp: error: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert "Traceback" not in err
+    says(err, *words)
+    assert digest(home) == before
+
+
+def save(name: str, content: bytes | str | pl.DataFrame | np.ndarray | dict):
+    """A file to make in the working folder."""
+
+    def make(home: Path) -> None:
+        path = home / name
+        if isinstance(content, pl.DataFrame):
+            content.write_parquet(path) if name.endswith("parquet") else content.write_csv(path)
+        elif isinstance(content, np.ndarray):
+            np.save(path, content)
+        elif isinstance(content, dict):
+            np.savez(path, **content)
+        else:
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    return make
+
+
+ROW = "1,2,3\n"
+DATA_FILES = {
+    "missing file": ("no.csv", lambda home: None, "no such file"),
+    "a directory": ("dir.csv", lambda home: (home / "dir.csv").mkdir(), "directory"),
+    "unknown extension": ("data.xlsx", save("data.xlsx", "x"), "'.xlsx'", ".csv, .parquet"),
+    "no extension": ("data", save("data", "x"), "no extension"),
+    "empty file": ("e.csv", save("e.csv", ""), "empty file"),
+    "blank file": ("e.csv", save("e.csv", "\n \n"), "empty file"),
+    "header only": ("h.csv", save("h.csv", "a,b,c\n"), "header and no rows"),
+    "one row": ("o.csv", save("o.csv", "a,b,c\n" + ROW), "1 row,", "at least 10"),
+    "too few rows": ("f.csv", save("f.csv", "a,b,c\n" + 9 * ROW), "9 rows", "at least 10"),
+    "all constant": ("c.csv", save("c.csv", "a,b,c\n" + 20 * ROW), "constant"),
+    "text column": ("t.csv", save("t.csv", "a,b\n" + 20 * "1,x\n"), "'b'", "'x' at row 0"),
+    "missing values": ("m.csv", save("m.csv", "a,b\n1,2\n" + 20 * "1,\n"), "'b'", "20 cells missing", "row 1"),
+    "infinity": ("i.csv", save("i.csv", "a,b\n1,2\n" + 20 * "1,inf\n"), "'b'"),
+    "ragged": ("r.csv", save("r.csv", "a,b\n1,2\n1,2,3\n"), "3 cells in row 1 (line 3), want 2"),
+    "duplicate columns": ("d.csv", save("d.csv", "a,a\n" + 20 * "1,2\n"), "2 columns named 'a'"),
+    "not UTF-8": ("u.csv", save("u.csv", b"a,b\n\xff\xfe,1\n"), "not UTF-8"),
+    "corrupt parquet": ("p.parquet", save("p.parquet", "PAR1 not really"), "corrupt or not parquet"),
+    "missing in parquet": (
+        "p.parquet",
+        save("p.parquet", pl.DataFrame({"a": [1.0, None] * 10, "b": GOOD[:20, 0]})),
+        "'a'",
+        "missing",
+    ),
+    "corrupt npy": ("x.npy", save("x.npy", b"\x93NUMPY\x01\x00"), "corrupt"),
+    "another file as npy": ("x.npy", save("x.npy", "1,2,3"), "not npy"),
+    "corrupt npz": ("x.npz", save("x.npz", b"PK not really"), "corrupt npz"),
+    "npz of many arrays": ("x.npz", save("x.npz", {"p": GOOD, "q": GOOD}), "2 arrays", "want one"),
+    "pickled objects": (
+        "x.npy",
+        save("x.npy", pickle.dumps(GOOD)),
+        "not npy",
+    ),
+    "object array": ("x.npy", save("x.npy", np.array([[1, None]] * 20, dtype=object)), "pickled objects"),
+    "1-D array": ("x.npy", save("x.npy", GOOD[:, 0]), "1-D"),
+    "complex array": ("x.npy", save("x.npy", GOOD + 1j), "complex"),
+    "NaN in an array": ("x.npy", save("x.npy", with_cell(math.nan)), "column 1", "row 4"),
+}
+
+
+@pytest.mark.parametrize("kind", DATA_FILES)
+def test_files_to_fit(home, kind, capsys):
+    name, make, *words = DATA_FILES[kind]
+    make(home)
+    refused(capsys, home, ["fit", name, "--out", "new", "--steps", "2"], *words)
+
+
+@pytest.mark.parametrize("command", ["grad", "denoise"])
+@pytest.mark.parametrize("kind", [k for k in DATA_FILES if k not in ("one row", "too few rows", "all constant")])
+def test_files_to_use(home, kind, command, capsys):
+    name, make, *_ = DATA_FILES[kind]
+    make(home)
+    refused(capsys, home, [command, "model", name, "--sigma", "1", "--out", "out.csv"])
+
+
+TABLES = {
+    "too few columns": ("a,b\n1,2\n", "no column 'c'"),
+    "too many columns": ("a,b,c,d\n1,2,3,4\n", "extra column 'd'"),
+    "other names": ("x,y,z\n1,2,3\n", "no column 'a', 'b', 'c'"),
+}
+
+
+@pytest.mark.parametrize("command", ["grad", "denoise"])
+@pytest.mark.parametrize("kind", TABLES)
+def test_tables_of_other_columns(home, kind, command, capsys):
+    text, word = TABLES[kind]
+    save("other.csv", text)(home)
+    refused(
+        capsys, home, [command, "model", "other.csv", "--sigma", "1", "--out", "out.csv"], word, "want the 3 columns"
+    )
+
+
+LINES = {
+    "no command": ("", "required: COMMAND"),
+    "an unknown command": ("train good.csv", "'train'", "choose from"),
+    "an unknown option": ("fit good.csv --out new --epochs 3", "--epochs"),
+    "a shortened option": ("fit good.csv --out new --sig 3", "--sig"),
+    "no data": ("fit --out new", "DATA"),
+    "no out": ("fit good.csv", "--out"),
+    "out without a value": ("fit good.csv --out", "expected one argument"),
+    "two files": ("fit good.csv good.csv --out new", "unrecognized"),
+    "steps no number": ("fit good.csv --out new --steps many", "--steps", "'many'", "want a whole number"),
+    "steps a fraction": ("fit good.csv --out new --steps 1.5", "--steps", "'1.5'"),
+    "steps zero": ("fit good.csv --out new --steps 0", "--steps: got 0", "want"),
+    "width zero": ("fit good.csv --out new --width 0", "--width: got 0"),
+    "depth negative": ("fit good.csv --out new --depth -1", "--depth: got -1"),
+    "seconds negative": ("fit good.csv --out new --max-seconds -1", "--max-seconds: got -1"),
+    "sigma-min negative": ("fit good.csv --out new --sigma-min -1", "--sigma-min: got -1"),
+    "sigma-min NaN": ("fit good.csv --out new --sigma-min nan", "--sigma-min: got nan"),
+    "levels out of order": (
+        "fit good.csv --out new --sigma-min 2 --sigma-max 1",
+        "--sigma-min, --sigma-max: got 2 and 1",
+    ),
+    "learning rate": ("fit good.csv --out new --learning-rate 0", "--learning-rate: got 0"),
+    "dropout": ("fit good.csv --out new --dropout 1", "--dropout: got 1"),
+    "batch size": ("fit good.csv --out new --batch-size 0", "--batch-size: got 0"),
+    "patience": ("fit good.csv --out new --patience 0", "--patience: got 0"),
+    "validation": ("fit good.csv --out new --validation-fraction 0", "--validation-fraction: got 0"),
+    "device": ("fit good.csv --out new --device tpu", "--device: got 'tpu'"),
+    "seed negative": ("fit good.csv --out new --seed -1", "--seed: got -1"),
+    "seed no number": ("fit good.csv --out new --seed x", "--seed", "'x'"),
+    "no folder for the model": ("fit good.csv --out no/new", "does not exist"),
+    "out a file": ("fit good.csv --out good.csv", "is a file"),
+    "out no model": ("fit good.csv --out other", "other", "want a new name"),
+    "out here": ("fit good.csv --out .", "want a new name"),
+    "out with a name too long": (f"fit good.csv --out {'x' * 300} --steps 1", "name too long"),
+    "sample nothing": ("sample model -n 0 --out s.csv", "-n: got 0", "want a whole number >= 1"),
+    "sample fewer": ("sample model -n -3 --out s.csv", "-n: got -3"),
+    "sample a fraction": ("sample model -n 2.5 --out s.csv", "-n", "'2.5'"),
+    "sample without n": ("sample model --out s.csv", "-n"),
+    "sample with no steps": ("sample model -n 2 --steps 0 --out s.csv", "--steps: got 0"),
+    "sample from no model": ("sample other -n 2 --out s.csv", "has no config.json"),
+    "sample to an unknown format": ("sample model -n 2 --out s.txt", "'.txt'"),
+    "sample to a folder": ("sample model -n 2 --out dir.csv", "directory"),
+    "sample to no folder": ("sample model -n 2 --out no/s.csv", "no folder"),
+    "sample on no device": ("sample model -n 2 --out s.csv --device tpu", "--device: got 'tpu'"),
+    "sample with a bad seed": ("sample model -n 2 --out s.csv --seed -1", "--seed: got -1"),
+    "sigma zero": ("grad model good.csv --sigma 0 --out g.csv", "--sigma: got 0", "> 0"),
+    "sigma negative": ("denoise model good.csv --sigma -2 --out g.csv", "--sigma: got -2"),
+    "sigma NaN": ("grad model good.csv --sigma nan --out g.csv", "--sigma: got nan"),
+    "sigma too small": ("grad model good.csv --sigma 1e-9 --out g.csv", "smallest trained"),
+    "sigma no number": ("grad model good.csv --sigma half --out g.csv", "--sigma", "'half'"),
+    "sigma missing": ("grad model good.csv --out g.csv", "--sigma"),
+    "out is the input": ("grad model good.csv --sigma 1 --out good.csv", "the input itself"),
+    "out is the input in other words": (
+        "denoise model good.csv --sigma 1 --out ./other/../good.csv",
+        "the input itself",
+    ),
+    "grad to an unknown format": ("grad model good.csv --sigma 1 --out g.xlsx", "'.xlsx'"),
+    "grad to no folder": ("grad model good.csv --sigma 1 --out no/g.csv", "no folder"),
+    "info on a file": ("info good.csv", "no such folder"),
+    "info on two": ("info model model", "unrecognized"),
+    "demo's seconds": ("demo --seconds soon", "--seconds", "'soon'"),
+}
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_command_lines(home, kind, capsys):
+    line, *words = LINES[kind]
+    (home / "other").mkdir()
+    (home / "other" / "thesis.tex").write_text("mine")
+    (home / "dir.csv").mkdir()
+    refused(capsys, home, line.split(), *words)
+
+
+def test_images_do_not_fit_in_csv(home, capsys):
+    np.save("x.npy", R.normal(size=(20, 2, 2)))
+    assert main(["fit", "x.npy", "--out", "images", "--steps", "2", "--quiet"]) == 0
+    refused(capsys, home, ["sample", "images", "-n", "2", "--out", "s.csv"], "want a table", ".npy")
+    refused(capsys, home, ["grad", "images", "x.npy", "--sigma", "1", "--out", "s.csv"], "want a table", ".npy")
+
+
+def test_the_destination_is_checked_before_training(home, capsys, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(ScoreDensity, "fit_steps", never)
+    (home / "other").mkdir()
+    (home / "other" / "thesis.tex").write_text("mine")
+    for out in ("other", "good.csv", "no/new", "."):
+        refused(capsys, home, ["fit", "good.csv", "--out", out])
+    monkeypatch.setattr(os, "access", lambda *a, **k: False)
+    refused(capsys, home, ["fit", "good.csv", "--out", "new"], "must not be written in")
+    refused(capsys, home, ["sample", "model", "-n", "2", "--out", "s.csv"], "must not be written in")
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
+def test_no_permission_to_write(home, capsys):
+    (home / "closed").mkdir(mode=0o555)
+    refused(capsys, home, ["fit", "good.csv", "--out", "closed/new"], "must not be written in")
+    refused(capsys, home, ["sample", "model", "-n", "2", "--out", "closed/s.csv"], "must not be written in")
+
+
+@pytest.mark.parametrize("line", ["grad model good.csv --sigma 1 --out out.csv", "sample model -n 3 --out out.csv"])
+def test_a_file_is_replaced_whole_or_not_at_all(home, capsys, monkeypatch, line):
+    (home / "out.csv").write_text("of before")
+
+    def full_disk(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full_disk)
+        refused(capsys, home, line.split(), "No space left on device")
+    assert main(line.split()) == 0
+    assert (home / "out.csv").read_text().startswith("a,b,c\n")
+
+
+# -- real processes
+
+REAL = {
+    "usage": ("fit good.csv", "--out"),
+    "data": ("fit no.csv --out new", "no such file"),
+    "model": ("sample other -n 1 --out s.csv", "no such folder"),
+    "level": ("grad model good.csv --sigma -1 --out g.csv", "--sigma: got -1"),
+}
+
+
+@pytest.mark.parametrize("kind", REAL)
+def test_real_processes(home, kind):
+    line, word = REAL[kind]
+    before = digest(home)
+    done = subprocess.run([sys.executable, "-m", "gradlogp.cli", *line.split()], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("gradlogp: error: ")
+    assert done.stderr.count("\n") == 1
+    says(done.stderr, word)
+    assert digest(home) == before

@@ -1,0 +1,338 @@
+"""Saved models: whole or not at all, read without unpickling, refused where they do not fit together."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import config
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from gradlogp import InputError, ScoreDensity, checkpoints
+
+X = np.random.default_rng(0).normal(size=(40, 3))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_users_do():
+    """No checks but the library's own."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
+def fit(seed: int = 0, **more) -> ScoreDensity:
+    quick = {"n_steps": 5, "width": 8, "depth": 1, "device": "cpu", "random_state": seed, "verbose": False}
+    return ScoreDensity(**quick | more).fit(X)
+
+
+@pytest.fixture(scope="module")
+def est() -> ScoreDensity:
+    return fit()
+
+
+@pytest.fixture
+def saved(est, tmp_path) -> Path:
+    """A saved model, the only thing in its folder."""
+    est.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def refused(call, *args) -> str:
+    with pytest.raises(InputError) as error:
+        call(*args)
+    text = str(error.value)
+    assert "\n" not in text
+    assert "want" in text
+    return text
+
+
+# -- there and back
+
+
+def test_a_model_comes_back_as_it_was(est, saved):
+    other = ScoreDensity.load(saved)
+    assert sorted(p.name for p in saved.iterdir()) == ["config.json", "model.safetensors"]
+    assert other.get_params() == est.get_params()
+    assert other.history_ == est.history_
+    assert other.levels_ == est.levels_
+    assert other.schema_ == est.schema_
+    assert other.grid_ == est.grid_
+    assert other.self_check_ == est.self_check_
+    for name, tensor in est.model_.state_dict().items():
+        assert torch.equal(other.model_.state_dict()[name], tensor)
+    np.testing.assert_array_equal(other.noise_scale_, est.noise_scale_)
+    np.testing.assert_array_equal(other.sample(5), est.sample(5))
+
+
+def test_saving_again_gives_the_same_bytes(est, saved, tmp_path):
+    ScoreDensity.load(saved).save(tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(saved)
+    fit().save(tmp_path / "third")
+    first, third = (load_file(p / "model.safetensors") for p in (saved, tmp_path / "third"))
+    assert all(torch.equal(first[k], third[k]) for k in first)
+
+
+def test_the_configuration_is_json_without_nan(saved):
+    def never(constant):
+        raise AssertionError(constant)
+
+    entry = json.loads((saved / "config.json").read_text(encoding="utf-8"), parse_constant=never)
+    assert entry["format"] == "gradlogp model"
+    assert entry["format_version"] == 1
+
+
+def test_parameters_of_numpy_and_torch_types_are_saved(tmp_path):
+    own = {"n_steps": np.int64(5), "sigma_min": np.float32(0.1), "device": torch.device("cpu")}
+    fit(np.int32(3), **own).save(tmp_path / "m")
+    got = ScoreDensity.load(tmp_path / "m").get_params()
+    assert (got["n_steps"], got["device"], got["random_state"]) == (5, "cpu", 3)
+    assert got["sigma_min"] == pytest.approx(0.1)
+
+
+def test_a_random_state_that_is_no_number_is_not_saved(tmp_path):
+    fit(np.random.RandomState(0)).save(tmp_path / "m")
+    assert ScoreDensity.load(tmp_path / "m").random_state is None
+
+
+def test_others_may_read_what_the_umask_lets_them(saved):
+    assert stat.S_IMODE(saved.stat().st_mode) == 0o755
+
+
+def test_a_link_to_a_model_stays_a_link(saved, tmp_path):
+    (tmp_path / "link").symlink_to(saved)
+    fit(1).save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert ScoreDensity.load(saved).random_state == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "model"]
+
+
+def test_relative_places_and_text(est, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    est.save("a")
+    est.save("./b/")
+    est.save("a")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+# -- what may be replaced
+
+
+def test_a_model_is_replaced_whole(saved, tmp_path):
+    (saved / "report.html").write_text("of the old model")
+    fit(1).save(saved)
+    assert ScoreDensity.load(saved).random_state == 1
+    assert sorted(p.name for p in saved.iterdir()) == ["config.json", "model.safetensors"]
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_an_empty_folder_is_taken(est, tmp_path):
+    (tmp_path / "m").mkdir()
+    est.save(tmp_path / "m")
+    ScoreDensity.load(tmp_path / "m")
+
+
+OCCUPIED = {
+    "a file": lambda m: m.write_text("mine"),
+    "a folder of other things": lambda m: (m.mkdir(), (m / "thesis.tex").write_text("mine")),
+    "a folder of folders": lambda m: (m / "deep" / "er").mkdir(parents=True),
+    "a model of another library": lambda m: (
+        m.mkdir(),
+        (m / "config.json").write_text('{"model_type": "bert"}'),
+        (m / "model.safetensors").write_bytes(b"mine"),
+    ),
+    "a model with notes": lambda m: (
+        m.mkdir(),
+        (m / "config.json").write_text('{"format": "gradlogp model"}'),
+        (m / "notes.txt").write_text("mine"),
+    ),
+    "a configuration that is not JSON": lambda m: (m.mkdir(), (m / "config.json").write_text("mine")),
+}
+
+
+@pytest.mark.parametrize("kind", OCCUPIED)
+def test_nothing_else_is_ever_replaced(est, tmp_path, kind):
+    OCCUPIED[kind](tmp_path / "m")
+    before = contents(tmp_path)
+    assert str(tmp_path / "m") in refused(est.save, tmp_path / "m")
+    assert contents(tmp_path) == before
+
+
+def test_no_folder_to_be_in(est, tmp_path):
+    assert "does not exist" in refused(est.save, tmp_path / "no" / "m")
+    (tmp_path / "file").write_text("mine")
+    assert "does not exist" in refused(est.save, tmp_path / "file" / "m")
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
+def test_no_permission(est, tmp_path):
+    tmp_path.chmod(0o555)
+    assert "must not be written in" in refused(est.save, tmp_path / "m")
+    tmp_path.chmod(0o755)
+
+
+def test_no_permission_as_the_system_says(est, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *a, **k: False)
+    assert "must not be written in" in refused(est.save, tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- a save that fails leaves the old model whole
+
+
+def full_disk(*args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def full_disk_in_rust(*args, **kwargs):
+    raise SafetensorError('Error while serializing: I/O error: Os { code: 28, message: "No space left on device" }')
+
+
+def fails_after(n: int, error: BaseException):
+    """os.replace that fails at its n-th call, and works again after."""
+    calls, real = [], os.replace
+
+    def replace(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == n:
+            raise error
+        return real(*args, **kwargs)
+
+    return replace
+
+
+NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+FAILURES = {
+    "weights": (checkpoints, "save_file", full_disk),
+    "weights, in rust": (checkpoints, "save_file", full_disk_in_rust),
+    "configuration": (Path, "write_text", full_disk),
+    "a folder beside": (checkpoints.tempfile, "mkdtemp", full_disk),
+    "old model aside": (os, "replace", fails_after(1, NO_SPACE)),
+    "new model in place": (os, "replace", fails_after(2, NO_SPACE)),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_failed_save_leaves_the_old_model(saved, tmp_path, monkeypatch, failure):
+    other, before = fit(1), contents(saved)
+    with monkeypatch.context() as patch:
+        patch.setattr(*FAILURES[failure])
+        assert "No space left on device" in refused(other.save, saved)
+    assert contents(saved) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    other.save(saved)
+    assert ScoreDensity.load(saved).random_state == 1
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_an_interrupted_save_leaves_the_old_model(saved, tmp_path, monkeypatch, n):
+    other, before = fit(1), contents(saved)
+    monkeypatch.setattr(os, "replace", fails_after(n, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        other.save(saved)
+    assert contents(saved) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_failed_first_save_leaves_nothing(est, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "save_file", full_disk)
+    refused(est.save, tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process")
+def test_a_disk_that_is_really_full(saved, tmp_path):
+    """Files of this process are limited to 4 kB, less than the weights."""
+    before = contents(saved)
+    code = (
+        "import resource, signal, sys\n"
+        "from gradlogp import ScoreDensity, InputError\n"
+        f"est = ScoreDensity.load({str(saved)!r})\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "try:\n"
+        f"    est.save({str(saved)!r})\n"
+        "except InputError as e:\n"
+        "    print(e)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "cannot be written" in done.stdout
+    assert contents(saved) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+# -- loading never unpickles
+
+
+class Trap:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize("how", ["pickle", "torch"])
+def test_a_pickle_in_the_place_of_the_weights_is_not_unpickled(saved, tmp_path, how):
+    trap = tmp_path / "sprung"
+    weights = saved / "model.safetensors"
+    weights.write_bytes(pickle.dumps(Trap(trap))) if how == "pickle" else torch.save(Trap(trap), weights)
+    assert "model.safetensors: cannot be read" in refused(ScoreDensity.load, saved)
+    assert not trap.exists()
+    if how == "pickle":  # and the trap works
+        pickle.loads(weights.read_bytes()).close()
+        assert trap.exists()
+
+
+def test_loading_calls_no_unpickler(saved, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("unpickling")
+
+    for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
+        monkeypatch.setattr(module, name, never)
+    assert ScoreDensity.load(saved).sample(2).shape == (2, 3)
+
+
+# -- weights that do not fit
+
+
+@pytest.mark.parametrize("what", ["missing", "extra", "shape", "nan", "units", "scale"])
+def test_weights_that_do_not_fit(saved, what):
+    weights = saved / "model.safetensors"
+    tensors = load_file(weights)
+    name = "model.network.last.weight"
+    if what == "missing":
+        del tensors[name]
+    elif what == "extra":
+        tensors["model.network.more"] = torch.zeros(2)
+    elif what == "shape":
+        tensors[name] = torch.zeros(3, 9)
+    elif what == "nan":
+        tensors[name][0, 0] = torch.nan
+    elif what == "units":
+        del tensors["units.scale"]
+    elif what == "scale":
+        tensors["units.scale"] = torch.ones(4, dtype=torch.float64)
+    save_file(tensors, weights)
+    assert "does not fit together" in refused(ScoreDensity.load, saved)
+
+
+def test_a_folder_moved_elsewhere_still_loads(saved, tmp_path):
+    shutil.move(saved, tmp_path / "elsewhere")
+    assert ScoreDensity.load(tmp_path / "elsewhere").sample(2).shape == (2, 3)
