@@ -526,6 +526,10 @@ LINES = {
     "info on a file": ("info good.csv", "no such folder"),
     "info on two": ("info model model", "unrecognized"),
     "demo's seconds": ("demo --seconds soon", "--seconds", "'soon'"),
+    "demo's seconds negative": ("demo --seconds -1", "--seconds: got -1"),
+    "demo to a file": ("demo --out good.csv --seconds 1", "good.csv"),
+    "demo to a folder of other things": ("demo --out other --seconds 1", "other"),
+    "demo to no folder": ("demo --out no/demo --seconds 1", "no"),
 }
 
 

@@ -93,7 +93,7 @@ def _mistake(error: Exception) -> str | None:
 def _in_words_of_the_command(message: str) -> str:
     """A message about a parameter, with the option that sets it."""
     options = {parameter: option for option, parameter in OPTIONS.items()}
-    options |= {"sampling_steps": "--steps", "n": "-n", "sigma": "--sigma"}
+    options |= {"sampling_steps": "--steps", "n": "-n", "sigma": "--sigma", "seconds": "--seconds"}
     names, separator, rest = message.partition(": ")
     return ", ".join(options.get(name, name) for name in names.split(", ")) + separator + rest
 
@@ -143,9 +143,11 @@ _Command = Callable[[str, Callable[[Any], None], str, str], _Parser]
 
 
 def _add_demo(command: _Command) -> None:
-    demo = command("demo", _demo, "train on toy data and write a report", "gradlogp demo --out demo")
+    demo = command(
+        "demo", _demo, "learn digits and a known density, and write a page about it", "gradlogp demo --out demo"
+    )
     demo.add_argument("--out", default="demo", metavar="FOLDER", help="folder to write (default: demo)")
-    demo.add_argument("--seconds", type=_number, metavar="S", help="time for the training")
+    demo.add_argument("--seconds", type=_number, metavar="S", help="time to train each of its two models")
     demo.add_argument("--seed", type=_whole, default=0, metavar="N", help="seed of all draws (default: 0)")
     _add_quiet(demo)
 
@@ -227,10 +229,10 @@ def _whole(text: str) -> int:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from importlib import import_module
+    from gradlogp.reports import demo
 
     limit = {} if args.seconds is None else {"seconds": args.seconds}
-    import_module("gradlogp.reports").demo(args.out, seed=args.seed, quiet=args.quiet, **limit)
+    demo(args.out, seed=args.seed, quiet=args.quiet, **limit)
 
 
 def _fit(args: argparse.Namespace) -> None:
