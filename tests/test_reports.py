@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from jaxtyping import config
 from matplotlib.image import imread
 
 from gradlogp import InputError, ScoreDensity, reports
@@ -27,7 +28,15 @@ def _once(learn):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def learnt_once():
+def as_a_user():
+    """The library as it is outside the tests, for the whole module."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def learnt_once(as_a_user):
     """Each model is learnt once, however often the page is written."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("learn_digits", "learn_field"):
@@ -150,7 +159,7 @@ def test_refusals_come_first_and_on_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("seconds", [0, -1.0, math.nan, math.inf, True, "5"])
-def test_seconds_must_be_positive(tmp_path, seconds, as_a_user):
+def test_seconds_must_be_positive(tmp_path, seconds):
     with pytest.raises(InputError, match=r"^seconds: got"):
         reports.demo(tmp_path / "demo", quiet=True, seconds=seconds)
 
