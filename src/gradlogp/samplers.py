@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ def _slope(model: ScoreModel, x: Batch, sigma: Tensor) -> Batch:
 
 
 def karras(sigma_max: float, sigma_min: float, n_steps: int, rho: float = 7.0) -> Tensor:
-    """Levels σ_i = (σ_max^{1/ρ} + i/n (σ_min^{1/ρ} − σ_max^{1/ρ}))^ρ, i = 0 … n, float64 (Karras et al. 2022, eq. 5)."""
+    """Levels σ_i = (σ_max^{1/ρ} + i/n (σ_min^{1/ρ} − σ_max^{1/ρ}))^ρ, i = 0 … n, in float64 (Karras et al. 2022, 5)."""
     ramp = torch.linspace(0, 1, n_steps + 1, dtype=torch.float64)
     levels: Tensor = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
     return levels
@@ -76,8 +77,8 @@ def trajectory(
 ) -> Iterator[State]:
     """Follow the flow from σ_max to σ_min, yielding the start and the state after each step.
 
-    A count starts from the Gaussian with the data's mean and covariance, seen at σ_max, where the model knows it, and from
-    N(0, σ_max² I) otherwise.
+    A count starts from the Gaussian with the data's mean and covariance, seen at σ_max, where the model knows it, and
+    from N(0, σ_max² I) otherwise.
 
     Args:
         model: a score model.
@@ -100,7 +101,7 @@ def trajectory(
     x = _start(model, x_or_n, sigma_max, event_shape, generator)
     levels = grid(sigma_max, sigma_min, n_steps)
     yield State(0, levels[0].item(), x)
-    for i, (sigma, sigma_next) in enumerate(zip(levels[:-1], levels[1:], strict=True), 1):
+    for i, (sigma, sigma_next) in enumerate(pairwise(levels), 1):
         with torch.no_grad():
             x = step(model, x, sigma, sigma_next)
         if not bool(torch.isfinite(x).all()):

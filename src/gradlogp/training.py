@@ -28,7 +28,8 @@ class NoiseLevels:
 
     Attributes:
         sigma_min, sigma_max: the ends, in the data's unit.
-        centre, spread: log σ is normal with this mean and standard deviation, cut at the ends; ``spread = inf`` is uniform.
+        centre, spread: log σ is normal with this mean and standard deviation, cut at the ends; ``spread = inf`` is
+            uniform.
     """
 
     sigma_min: float
@@ -52,13 +53,15 @@ class NoiseLevels:
     ) -> NoiseLevels:
         """Levels from the data: from 1/100 of their smallest scale to 4 standard deviations of their widest direction.
 
-        Above that the Gaussian with the data's moments is all but exact. Most levels are drawn around half the data's scale
-        σ_d, where the structure is learnt: log σ is normal around log(σ_d/2), as in EDM, with a standard deviation of 1.2.
+        Above that the Gaussian with the data's moments is all but exact. Most levels are drawn around half the data's
+        scale σ_d, where the structure is learnt: log σ is normal around log(σ_d/2), as in EDM, with a standard
+        deviation of 1.2.
 
         Args:
             reference: the Gaussian with the data's moments.
             smallest: the smallest scale worth resolving, in the data's unit.
-            sigma_min, sigma_max: take these instead.
+            sigma_min: take this smallest level instead.
+            sigma_max: take this largest level instead.
 
         Raises:
             InputError: an end that is not positive and finite, or ends that are not in order.
@@ -202,7 +205,7 @@ class Average:
 def train(
     model: Preconditioned,
     x: Batch,
-    held_out: Batch,
+    held_out: Tensor,
     *,
     levels: NoiseLevels,
     recipe: Recipe | None = None,
@@ -311,7 +314,7 @@ def _dropout_from(generator: torch.Generator | None, step: int) -> Iterator[None
 
 
 def _batches(x: Batch, size: int, generator: torch.Generator | None) -> Iterator[Batch]:
-    """Endless batches of one size, by shuffled passes over the rows; a short data set is passed more than once a batch."""
+    """Endless batches of one size, by shuffled passes over the rows, several a batch if they are few."""
     order = torch.empty(0, dtype=torch.long, device=x.device)
     while True:
         while len(order) < size:

@@ -18,8 +18,8 @@ _MAX_ROWS = 50_000
 class Marginals(nn.Module):
     """The law of each coordinate as a mixture Σ_v w_v N(m_v, s_v) on the line.
 
-    A coordinate with few distinct values has its values as atoms (s = 0); any other has the means and variances of equally
-    filled bins.
+    A coordinate with few distinct values has its values as atoms (s = 0); any other has the means and variances of
+    equally filled bins.
 
     Args:
         means, variances: m and s >= 0, ``(D, V)``.
@@ -60,15 +60,15 @@ class Marginals(nn.Module):
 class MarginalReference(Reference):
     """A closed-form denoiser that is exact for Gaussian data, and exact for independent coordinates of any law.
 
-    For the Gaussian with the data's mean μ and covariance Σ, E[x | x_t] = m and Cov[x | x_t] has the diagonal c. What that says
-    of x_j alone, beyond its prior N(μ_j, Σ_jj), is one observation y_j of x_j with noise variance ν_j,
+    For the Gaussian with the data's mean μ and covariance Σ, E[x | x_t] = m and Cov[x | x_t] has the diagonal c. What
+    that says of x_j alone, beyond its prior N(μ_j, Σ_jj), is one observation y_j of x_j with noise variance ν_j,
 
         1/ν_j = 1/c_j − 1/Σ_jj,    y_j/ν_j = m_j/c_j − μ_j/Σ_jj,
 
-    and the reference is each coordinate's posterior mean given it under its own marginal, D_j = E_{p_j}[x_j | y_j]; then the
-    projection on the directions in which the data vary. If p_j is Gaussian that is m_j; if Σ is diagonal, y = x_t/alpha and
-    ν = sigma²/alpha². It is one sweep of expectation propagation (Minka 2001) with the marginals as sites. Under noise that
-    is not isotropic and Gaussian it is the Gaussian reference.
+    and the reference is each coordinate's posterior mean given y_j under its own marginal, D_j = E_{p_j}[x_j | y_j], and
+    then the projection on the directions in which the data vary. If p_j is Gaussian that is m_j; if Σ is diagonal,
+    y = x_t/alpha and ν = sigma²/alpha². It is one sweep of expectation propagation (Minka 2001) with the marginals as
+    sites. Under noise that is not isotropic and Gaussian it is the Gaussian reference.
 
     Args:
         gaussian: the Gaussian with the data's moments; ``fade`` 0.
@@ -161,7 +161,7 @@ def _tiny(x: Tensor) -> float:
 
 def _atoms(column: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor] | None:
     """The values of a discrete coordinate, with every point of their grid between them; None if they are too many."""
-    values, counts = column.unique(return_counts=True)  # type: ignore[no-untyped-call]
+    values, counts = column.unique(return_counts=True)
     if len(values) > limit:
         return None
     points, weights = values, counts.double()
@@ -193,7 +193,7 @@ def _padded(v: Tensor, n: int, fill: float) -> Tensor:
 def _with_moments(m: Tensor, s: Tensor, log_w: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     """Weights ∝ w·exp(a·m + b·(m² + s)), with a, b such that each mixture has the given mean and variance.
 
-    Newton's method on the convex dual, in standard units; where no weights have these moments it stays with what is near.
+    Newton's method on the convex dual, in standard units; the weights stay where none have these moments.
     """
     scale = variance.sqrt().clamp_min(torch.finfo(m.dtype).tiny ** 0.25)[:, None]
     t = (m - mean[:, None]) / scale
