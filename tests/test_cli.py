@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from jaxtyping import config
 
 from gradlogp import ScoreDensity, __version__, estimators
 from gradlogp.cli import _parser, main
@@ -22,14 +21,6 @@ from gradlogp.data import load_file
 
 QUICK = ["--steps", "20", "--width", "8", "--depth", "1"]
 COMMANDS = ("demo", "fit", "sample", "grad", "denoise", "info")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def as_users_do():
-    """No checks but the library's own."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
 
 
 def table(n: int = 60) -> pl.DataFrame:

@@ -14,7 +14,6 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
-from jaxtyping import config
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
@@ -31,14 +30,6 @@ QUICK = {
     "verbose": False,
 }
 MIX = np.array([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [-0.3, 0.4, 1.2]])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def as_users_do():
-    """No checks but the library's own."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
 
 
 def fit(X, **more) -> ScoreDensity:
@@ -87,6 +78,7 @@ def test_other_seeds_differ(fitted):
     assert not np.array_equal(fresh.sample(5), fresh.sample(5))
 
 
+@pytest.mark.usefixtures("as_a_user")
 def test_a_numpy_random_state_is_taken():
     X = rows()
     a, b = (fit(X, random_state=np.random.RandomState(3)) for _ in range(2))
@@ -369,6 +361,7 @@ def state() -> tuple:
     )
 
 
+@pytest.mark.usefixtures("as_a_user")
 def test_global_state_is_untouched(fitted, tmp_path):
     before = state()
     est = fit(rows(), dropout=0.3)
