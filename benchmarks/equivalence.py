@@ -38,9 +38,9 @@ def all_densities() -> dict[str, tuple[oracles.Oracle, int]]:
     moons = torch.tensor(make_moons(200, noise=0.05, random_state=0)[0], dtype=torch.float32)
     digits = torch.tensor(load_digits().data[:300] / 8 - 1, dtype=torch.float32)
     return {
-        "uniform": (oracles.Quadrature(td.Uniform(-1.0, 1.0)), 20_000),
-        "gamma": (oracles.Quadrature(td.Gamma(2.0, 1.0)), 20_000),
-        "two modes": (oracles.Quadrature(modes), 20_000),
+        "uniform": (oracles.Quadrature(td.Uniform(-1.0, 1.0)), 10_000),
+        "gamma": (oracles.Quadrature(td.Gamma(2.0, 1.0)), 10_000),
+        "two modes": (oracles.Quadrature(modes), 10_000),
         "200 atoms, D = 2": (oracles.Empirical(moons), 20_000),
         "300 digits, D = 64": (oracles.Empirical(digits), 4_000),
     }

@@ -136,6 +136,7 @@ PARAMETERS = {
     "depth": (0, 2.0, None, True),
     "n_steps": (0, -1, 1e3, None, "many"),
     "batch_size": (0, 2.5, "many"),
+    "n_jobs": (0, 1.5, "all"),
     "learning_rate": (0, -1e-3, math.nan, math.inf, None, "fast"),
     "dropout": (-0.1, 1.0, math.nan, "some", True),
     "max_seconds": (0, -5, math.nan, "short"),

@@ -293,13 +293,13 @@ def test_demo_is_handed_its_options(monkeypatch):
 
 
 def test_an_interrupt_in_the_middle_of_fit_writes_nothing(home, tmp_path, capsys, monkeypatch):
-    whole = estimators.train
+    whole = estimators.density.train
 
     def interrupted(*args, **kwargs):
         yield next(whole(*args, **kwargs))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(estimators, "train", interrupted)
+    monkeypatch.setattr(estimators.density, "train", interrupted)
     assert main(["fit", str(home / "data.csv"), "--out", str(tmp_path / "m"), *QUICK]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "gradlogp: interrupted"
     assert list(tmp_path.iterdir()) == []

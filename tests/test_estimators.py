@@ -243,7 +243,7 @@ def test_one_level_a_row_is_as_each_row_alone(fitted):
 def test_rows_in_many_slices_are_as_few(fitted, monkeypatch):
     X = rows(50, seed=2)
     want = fitted.grad_log_prob(X, np.linspace(0.1, 9, 50))
-    monkeypatch.setattr("gradlogp.estimators.ROWS_AT_A_TIME", 7)
+    monkeypatch.setattr("gradlogp.estimators.density.ROWS_AT_A_TIME", 7)
     np.testing.assert_allclose(fitted.grad_log_prob(X, np.linspace(0.1, 9, 50)), want, rtol=1e-4, atol=1e-6)
     assert fitted.sample(20).shape == (20, 3)
 

@@ -24,7 +24,6 @@ from gradlogp.oracles import Oracle
 Z_THRESHOLD = 4.0  # |z| above this rejects; for a right model and kernel that happens once in 15 800 checks
 _EXACT_DIVERGENCE_UP_TO = 100  # coordinates; above, the divergence is estimated by random projections
 _ROWS_AT_A_TIME = 4096
-_MIN_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -166,6 +165,7 @@ def self_check(
     kernel: Kernel,
     *,
     objective: Objective | None = None,
+    min_draws: int = 4096,
     generator: torch.Generator | None = None,
 ) -> SelfCheck:
     """Check J_DSM = J_ISM + ½ I(q) on data, with no ground truth: it tests the code, not the model.
@@ -179,6 +179,7 @@ def self_check(
         x: clean data, ``(B, *event)``.
         kernel: the convolution, one level or one a row.
         objective: the denoising loss to check; by default :class:`~gradlogp.objectives.DenoisingScoreMatching`.
+        min_draws: draws of noise at least; few rows are repeated.
         generator: source of the draws.
 
     Raises:
@@ -186,7 +187,7 @@ def self_check(
     """
     x = as_batch(x)
     require_levels(kernel, x)
-    rows = torch.arange(len(x), device=x.device).repeat(math.ceil(_MIN_ROWS / len(x)))
+    rows = torch.arange(len(x), device=x.device).repeat(math.ceil(min_draws / len(x)))
     x, kernel = x[rows], kernel.rows(rows)
     exact = event_size(tuple(x.shape[1:])) <= _EXACT_DIVERGENCE_UP_TO
     implicit: Objective = ImplicitScoreMatching() if exact else SlicedScoreMatching(n_projections=4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -13,13 +15,17 @@ from gradlogp.models.gaussian import GaussianReference
 MAX_COMPONENTS = 32
 PSEUDO_COUNT = 0.1  # rows that each unseen point between the smallest and the largest of a discrete column counts for
 _MAX_ROWS = 50_000
+_N_GROUPS, _N_ITERATIONS = 256, 40
+_NARROWEST = 0.005  # the least standard deviation of a component, in units of its column's
+
+Component = tuple[Tensor, Tensor, Tensor]  # means, variances, log weights of one mixture, (V,) each
 
 
 class Marginals(nn.Module):
     """The law of each coordinate as a mixture Σ_v w_v N(m_v, s_v) on the line.
 
-    A coordinate with few distinct values has its values as atoms (s = 0); any other has the means and variances of
-    equally filled bins.
+    A coordinate with few distinct values has its values as atoms (s = 0); any other a Gaussian mixture by maximum
+    likelihood, its size by Schwarz's criterion.
 
     Args:
         means, variances: m and s >= 0, ``(D, V)``.
@@ -43,10 +49,15 @@ class Marginals(nn.Module):
     def of_data(cls, rows: Tensor, max_components: int = MAX_COMPONENTS) -> Marginals:
         """The marginals of rows ``(N, D)``, with their means and variances."""
         columns = rows[:_MAX_ROWS].double().T
-        parts = [_atoms(c, max_components) or _bins(c, max_components) for c in columns]
-        v = max(len(m) for m, _, _ in parts)
+        parts = [_atoms(c, max_components) for c in columns]
+        continuous = [j for j, part in enumerate(parts) if part is None]
+        if continuous:
+            for j, part in zip(continuous, _mixtures(columns[continuous], max_components), strict=True):
+                parts[j] = part
+        known = [part for part in parts if part is not None]
+        v = max(len(part[0]) for part in known)
         m, s, log_w = (
-            torch.stack([_padded(p[i], v, fill) for p in parts]) for i, fill in enumerate((0.0, 0.0, -torch.inf))
+            torch.stack([_padded(part[i], v, 0.0 if i < 2 else -torch.inf) for part in known]) for i in range(3)
         )
         return cls(m, s, _with_moments(m, s, log_w, columns.mean(1), columns.var(1, correction=0)))
 
@@ -65,8 +76,8 @@ class MarginalReference(Reference):
 
         1/ν_j = 1/c_j − 1/Σ_jj,    y_j/ν_j = m_j/c_j − μ_j/Σ_jj,
 
-    and the reference is each coordinate's posterior mean given y_j under its own marginal, D_j = E_{p_j}[x_j | y_j], and
-    then the projection on the directions in which the data vary. If p_j is Gaussian that is m_j; if Σ is diagonal,
+    and the reference is each coordinate's posterior mean given y_j under its own marginal, D_j = E_{p_j}[x_j | y_j],
+    and then the projection on the directions in which the data vary. If p_j is Gaussian that is m_j; if Σ is diagonal,
     y = x_t/alpha and ν = sigma²/alpha². It is one sweep of expectation propagation (Minka 2001) with the marginals as
     sites. Under noise that is not isotropic and Gaussian it is the Gaussian reference.
 
@@ -159,7 +170,7 @@ def _tiny(x: Tensor) -> float:
     return float(torch.finfo(x.dtype).tiny ** 0.5)
 
 
-def _atoms(column: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor] | None:
+def _atoms(column: Tensor, limit: int) -> Component | None:
     """The values of a discrete coordinate, with every point of their grid between them; None if they are too many."""
     values, counts = column.unique(return_counts=True)
     if len(values) > limit:
@@ -177,13 +188,45 @@ def _atoms(column: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor] | None:
     return points, torch.zeros_like(points), weights.log()
 
 
-def _bins(column: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Equally filled bins: their means, and variances of at least the square of half the gap to the neighbours."""
-    parts = column.sort().values.tensor_split(min(n, max(2, len(column) // 4)))
-    means = torch.stack([p.mean() for p in parts])
-    gap = torch.cat([means.diff()[:1], (means[2:] - means[:-2]) / 2, means.diff()[-1:]])
-    variances = torch.maximum(torch.stack([p.var(correction=0) for p in parts]), (gap / 2) ** 2)
-    return means, variances, torch.tensor([float(len(p)) for p in parts], dtype=means.dtype).log()
+def _mixtures(columns: Tensor, limit: int) -> list[Component]:
+    """A Gaussian mixture for each column ``(D, N)``, of 1, 2, 4, … components, as many as Schwarz's criterion wants.
+
+    Few components where few will do keep the score smooth: one for a Gaussian column. Expectation maximisation runs on
+    the means and variances of at most 256 equally filled groups of sorted rows, which stand for their rows.
+    """
+    n = columns.shape[1]
+    groups = columns.sort(dim=1).values.tensor_split(min(n, _N_GROUPS), dim=1)
+    mean = torch.stack([g.mean(1) for g in groups], 1)
+    variance = torch.stack([g.var(1, correction=0) for g in groups], 1)
+    share = torch.tensor([g.shape[1] / n for g in groups], dtype=columns.dtype)
+    floor = (_NARROWEST * columns.std(1, correction=0))[:, None] ** 2
+    fits = []
+    for k in (2**i for i in range(int(math.log2(min(limit, max(1, n // 8)))) + 1)):
+        m, s, w, log_likelihood = _expectation_maximisation(mean, variance, share, floor, k)
+        fits.append((-2 * n * log_likelihood + (3 * k - 1) * math.log(n), m, s, w.log()))
+    best = torch.stack([fit[0] for fit in fits]).argmin(0).tolist()
+    return [(fits[i][1][j], fits[i][2][j], fits[i][3][j]) for j, i in enumerate(best)]
+
+
+def _expectation_maximisation(
+    mean: Tensor, variance: Tensor, share: Tensor, floor: Tensor, k: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Means, variances, weights ``(D, k)`` of a mixture for groups of rows, and the mean log-likelihood ``(D,)``."""
+    parts = [(mean[:, i], variance[:, i], share[i]) for i in torch.arange(len(share)).tensor_split(k)]
+    w = torch.stack([q.sum() for _, _, q in parts]).expand(len(mean), k)
+    m = torch.stack([(u * q).sum(1) / q.sum() for u, _, q in parts], 1)
+    s = torch.stack([((u - m[:, i : i + 1]) ** 2 * q + v * q).sum(1) / q.sum() for i, (u, v, q) in enumerate(parts)], 1)
+    s = torch.maximum(s, floor)
+    for _ in range(_N_ITERATIONS):
+        squared = (mean[:, :, None] - m[:, None]) ** 2 + variance[:, :, None]
+        log_joint = w.log()[:, None] - 0.5 * (squared / s[:, None] + (2 * math.pi * s).log()[:, None])
+        log_likelihood = torch.logsumexp(log_joint, 2) @ share
+        r = torch.softmax(log_joint, 2) * share[:, None]
+        w = r.sum(1).clamp_min(1e-12)
+        m = (r * mean[:, :, None]).sum(1) / w
+        squared = (mean[:, :, None] - m[:, None]) ** 2 + variance[:, :, None]
+        s = torch.maximum((r * squared).sum(1) / w, floor)
+    return m, s, w / w.sum(1, keepdim=True), log_likelihood
 
 
 def _padded(v: Tensor, n: int, fill: float) -> Tensor:

@@ -123,7 +123,8 @@ def _edges(law: td.Distribution, breakpoints: Tensor | None) -> Tensor:
     edges = torch.cat([quantiles, tails, around, own, low, high])
     floor = low.min().item() if low.numel() else -torch.inf
     ceiling = high.max().item() if high.numel() else torch.inf
-    return edges.clamp(floor, ceiling).sort().values
+    distinct: Tensor = edges.clamp(floor, ceiling).unique(sorted=True)
+    return distinct
 
 
 def _quantiles(law: td.Distribution, n: int) -> Tensor:

@@ -1,17 +1,15 @@
-"""The scikit-learn face: a table or array in, a learnt score out, in the data's own units."""
+"""The estimator: fit, sample, score and denoise, in the data's own units."""
 
 from __future__ import annotations
 
 import math
-import secrets
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from torch import Tensor
@@ -21,64 +19,27 @@ from gradlogp import checkpoints, samplers
 from gradlogp._shapes import Batch, InputError, as_level
 from gradlogp.data import Grid, Schema, detect_grid, read
 from gradlogp.data.containers import short
-from gradlogp.diagnostics import Estimate, SelfCheck, self_check
-from gradlogp.kernels import Gaussian
-from gradlogp.models import GaussianReference, MarginalReference, Marginals, Preconditioned
+from gradlogp.diagnostics import SelfCheck, self_check
+from gradlogp.estimators import saved
+from gradlogp.estimators.parameters import check_parameters, device_from, generator_from
+from gradlogp.estimators.units import Array, Units, smallest_scale
+from gradlogp.kernels import Gaussian, Kernel
+from gradlogp.models import MarginalReference, Preconditioned, ScoreModel
 from gradlogp.networks import ResidualMLP
 from gradlogp.training import NoiseLevels, Recipe, Record, train
 
-Array = NDArray[np.float64]
-
 MIN_ROWS = 10
 FEW_COORDINATES = 16  # below, a narrower network and a larger batch do better
-SCALES_APART = 10.0  # columns whose standard deviations differ by more than this factor are given a unit each
 ROWS_AT_A_TIME = 4096
-
-
-@dataclass(frozen=True)
-class Units:
-    """z = (x − offset)/scale, coordinate by coordinate: between the data's units and the model's.
-
-    ``scale`` is 1 where all columns share a unit; sigma is then in that unit. Otherwise it is each column's standard
-    deviation, and noise of level sigma has standard deviation sigma·scale_j in column j.
-    """
-
-    offset: Array
-    scale: Array
-
-    @classmethod
-    def of_data(cls, values: Array, standardize: bool | str, grid: Grid) -> Units:
-        """The mean, and the columns' standard deviations if they do not share a unit."""
-        offset, spread = values.mean(0), values.std(0)
-        if standardize == "auto":
-            standardize = values.ndim == 2 and not _share_a_unit(spread, grid)
-        return cls(offset, np.where(spread > 0, spread, 1.0) if standardize else np.ones_like(spread))
-
-    def to_model(self, values: Array) -> Tensor:
-        """float32 model units; the difference is taken in float64."""
-        return torch.from_numpy((values - self.offset) / self.scale).float()
-
-    def from_model(self, z: Tensor) -> Array:
-        """Back to the data's units."""
-        values: Array = self.offset + self.scale * z.double().numpy()
-        return values
-
-
-def _share_a_unit(spread: Array, grid: Grid) -> bool:
-    """Columns share a unit if they lie on one grid, or if their standard deviations are within a factor of 10."""
-    varying = spread[spread > 0]
-    steps = np.unique(np.round(grid.step.reshape(-1)[spread.reshape(-1) > 0], 12))
-    if varying.size == 0 or (len(steps) == 1 and steps[0] > 0 and varying.size > 1):
-        return True
-    return bool(varying.max() <= SCALES_APART * varying.min())
+CHECK_DRAWS = 1024  # of the self-check before training; a broken loss is tens of standard errors off
 
 
 class ScoreDensity(BaseEstimator):  # type: ignore[misc]
     """Learn the score ∇log p_σ of data at every noise level by denoising score matching, and use it.
 
-    p_σ = p ∗ N(0, σ²): the density of the data with Gaussian noise of standard deviation σ added. Where the columns share a unit
-    (their standard deviations are within a factor of 10, or they lie on one grid as pixels do) σ is in that unit. Otherwise each
-    column is measured in its own standard deviation, ``noise_scale_``, and σ counts those.
+    p_σ = p ∗ N(0, σ²): the density of the data with Gaussian noise of standard deviation σ added. Where the columns
+    share a unit (their standard deviations are within a factor of 10, or they lie on one grid as pixels do) σ is in
+    that unit. Otherwise each column is measured in its own standard deviation, ``noise_scale_``, and σ counts those.
 
     Args:
         sigma_min, sigma_max: smallest and largest noise level, chosen from the data if None.
@@ -87,12 +48,15 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         n_steps, learning_rate: the training's; see :class:`gradlogp.training.Recipe`.
         batch_size: rows a step (None: 512 below 16 coordinates, else 256).
         dropout: share of hidden units dropped in training; None: more, the fewer rows there are a coordinate.
-        max_seconds: end the training by then at the latest (None: no limit). A limit makes results depend on the machine's speed.
+        max_seconds: end the training by then at the latest (None: no limit). A limit makes results depend on the
+            machine's speed.
         patience: looks at the held-out loss without a better one before training stops.
         validation_fraction: share of the rows held out.
         sampling_steps: steps of the sampler, two network calls each.
         device: "cpu", "cuda", …; None takes a GPU where there is one.
-        random_state: an int makes fit and sample bit-identical from run to run; None draws afresh.
+        n_jobs: processor threads to use, put back afterwards; None leaves torch's setting. With networks this small
+            more than one gains little, and on a busy machine they wait for each other.
+        random_state: an int makes fit and sample bit-identical from run to run (at one ``n_jobs``); None draws afresh.
         verbose: show a progress bar on a terminal.
 
     Attributes:
@@ -123,6 +87,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         validation_fraction: float = 0.1,
         sampling_steps: int = 32,
         device: str | None = None,
+        n_jobs: int | None = 1,
         random_state: int | None = None,
         verbose: bool = True,
     ) -> None:
@@ -140,10 +105,9 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         self.validation_fraction = validation_fraction
         self.sampling_steps = sampling_steps
         self.device = device
+        self.n_jobs = n_jobs
         self.random_state = random_state
         self.verbose = verbose
-
-    # --- fitting --------------------------------------------------------------------------------------------------------
 
     def fit(self, X: Any, y: Any = None) -> ScoreDensity:  # noqa: ARG002
         """Learn the score of the rows of X.
@@ -161,14 +125,23 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
 
     def fit_steps(self, X: Any) -> Iterator[Record]:
         """Fit, yielding a record at each look; the estimator is fitted when the iteration ends."""
-        self._check_parameters()
+        check_parameters(self)
+        steps = self._fit_steps(X)
+        while True:
+            with _threads(self.n_jobs):
+                record = next(steps, None)
+            if record is None:
+                return
+            yield record
+
+    def _fit_steps(self, X: Any) -> Iterator[Record]:
         table = read(X, min_rows=MIN_ROWS)
-        generator = self._generator(self.random_state)
+        generator = generator_from(self.random_state, device_from(self.device))
         grid = detect_grid(table.values)
         units = Units.of_data(table.values, self.standardize, grid)
         rows, held_out = self._split(units.to_model(table.values), generator)
         reference = MarginalReference.of_data(rows)
-        smallest = _smallest_scale(rows, grid, units)
+        smallest = smallest_scale(rows, grid, units)
         levels = NoiseLevels.of_data(reference.gaussian, smallest, sigma_min=self.sigma_min, sigma_max=self.sigma_max)
         model = self._new_model(reference, rows, generator)
         check = _checked(model, rows, generator)
@@ -180,47 +153,6 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         self._set_fitted(model.cpu(), table.schema, grid, units, levels, history)
         self.self_check_ = check
 
-    def _check_parameters(self) -> None:
-        for name in ("width", "depth", "n_steps", "batch_size", "patience", "sampling_steps"):
-            value = getattr(self, name)
-            if value is None and name in ("width", "batch_size"):
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-                raise InputError(f"{name}: got {value!r}, want a whole number >= 1")
-        for name in ("sigma_min", "sigma_max", "learning_rate", "max_seconds"):
-            value = getattr(self, name)
-            if value is not None or name == "learning_rate":
-                _positive(value, name)
-        for name, value in (("validation_fraction", self.validation_fraction), ("dropout", self.dropout)):
-            if value is not None and not (isinstance(value, int | float) and 0 <= value < 1):
-                raise InputError(f"{name}: got {value!r}, want a number in [0, 1)")
-        if not self.validation_fraction:
-            got = self.validation_fraction
-            raise InputError(f"validation_fraction: got {got!r}, want > 0: training stops by the held-out loss")
-        if self.standardize not in (True, False, "auto"):
-            raise InputError(f"standardize: got {self.standardize!r}, want True, False or 'auto'")
-
-    def _generator(self, random_state: Any) -> torch.Generator:
-        if isinstance(random_state, np.random.RandomState):
-            seed = int(random_state.randint(2**31))
-        elif random_state is None:
-            seed = secrets.randbits(62)
-        elif isinstance(random_state, int | np.integer) and not isinstance(random_state, bool):
-            seed = int(random_state)
-        else:
-            seed = -1
-        if not 0 <= seed < 2**64:
-            raise InputError(f"random_state: got {random_state!r}, want a whole number from 0 to 2**64 - 1, or None")
-        return torch.Generator(self._device()).manual_seed(seed)
-
-    def _device(self) -> torch.device:
-        if self.device is None:
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            return torch.Generator(torch.empty(0, device=self.device).device).device
-        except (RuntimeError, AssertionError, TypeError):
-            raise InputError(f"device: got {self.device!r}, want one that is here, such as 'cpu'") from None
-
     def _split(self, z: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Training and held-out rows."""
         z = z.to(generator.device)
@@ -230,17 +162,16 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
 
     def _new_model(self, reference: MarginalReference, rows: Batch, generator: torch.Generator) -> Preconditioned:
         n, d = len(rows), rows[0].numel()
-        shape = {
+        self.network_: dict[str, Any] = {
             "event_shape": reference.event_shape,
             "width": self.width or (128 if d < FEW_COORDINATES else 256),
             "depth": self.depth,
             "dropout": round(min(0.4, 0.4 * math.sqrt(50 * d / n)), 3) if self.dropout is None else self.dropout,
         }
-        self.network_ = shape
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = ResidualMLP(**shape)
+            network = ResidualMLP(**self.network_)
         return Preconditioned(network, reference).to(rows).eval()
 
     def _recipe(self, n_coordinates: int) -> Recipe:
@@ -280,8 +211,6 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         if schema.columns is not None and all(isinstance(c, str) for c in schema.columns):
             self.feature_names_in_ = np.array(schema.columns, dtype=object)
 
-    # --- use ------------------------------------------------------------------------------------------------------------
-
     def sample(self, n: int = 1, *, random_state: Any = None) -> Any:
         """Draw n new rows, of the kind, names and types that were fitted; values on a grid come back on it.
 
@@ -297,9 +226,11 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         model = self._fitted()
         if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
             raise InputError(f"n: got {n!r}, want a whole number >= 1")
-        generator = self._generator(self.random_state if random_state is None else random_state)
+        state = self.random_state if random_state is None else random_state
+        generator = generator_from(state, device_from(self.device))
         model = model.to(generator.device)
-        parts = [self._sample(model, len(rows), generator) for rows in _slices(int(n))]
+        with _threads(self.n_jobs):
+            parts = [self._sample(model, len(rows), generator) for rows in _slices(int(n))]
         model.cpu()
         return self.schema_.restore(np.concatenate(parts))
 
@@ -313,8 +244,8 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
     def grad_log_prob(self, X: Any, sigma: Any = None) -> Any:
         """∇log p_σ at the rows of X, one number a coordinate, in 1/unit of that coordinate; X is not made noisy.
 
-        p_σ is the density of the data with N(0, σ²·diag(noise_scale_²)) added. Above the largest level trained the score is
-        that of the Gaussian with the data's mean and covariance.
+        p_σ is the density of the data with N(0, σ²·diag(noise_scale_²)) added. Above the largest level trained the
+        score is the closed-form reference's, which tends to the truth as σ grows.
 
         Args:
             X: rows as fitted.
@@ -323,7 +254,8 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         Raises:
             InputError: rows that do not fit, or a level below the smallest trained.
         """
-        return self._apply(X, sigma, lambda model, z, kernel: model.score(z, kernel), lambda v: v / self.units_.scale)
+        units = self._units()
+        return self._apply(X, sigma, lambda model, z, kernel: model.score(z, kernel), lambda v: v / units.scale)
 
     def denoise(self, X: Any, sigma: Any = None) -> Any:
         """E[x | x_σ = X]: the mean of the clean rows that, with noise of level sigma added, give X.
@@ -335,10 +267,18 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         Raises:
             InputError: rows that do not fit, or a level below the smallest trained.
         """
-        scale, offset = self._units().scale, self._units().offset
-        return self._apply(X, sigma, lambda model, z, kernel: model.denoise(z, kernel), lambda v: offset + scale * v)
+        u = self._units()
+        return self._apply(
+            X, sigma, lambda model, z, kernel: model.denoise(z, kernel), lambda v: u.offset + u.scale * v
+        )
 
-    def _apply(self, X: Any, sigma: Any, f: Any, back: Any) -> Any:
+    def _apply(
+        self,
+        X: Any,
+        sigma: Any,
+        f: Callable[[ScoreModel, Tensor, Kernel], Tensor],
+        back: Callable[[Array], Array],
+    ) -> Any:
         """back(f(model, rows in model units, kernel)) for all rows, of the kind of X, floating."""
         model = self._fitted()
         table = self.schema_.check(X)
@@ -346,9 +286,9 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         z, parts = self.units_.to_model(table.values), []
         for rows in _slices(len(z)):
             at = level if level.ndim == 0 else level[rows]
-            with torch.no_grad():
+            with torch.no_grad(), _threads(self.n_jobs):
                 inside = f(model, z[rows], Gaussian(at.clamp(max=self.levels_.sigma_max)))
-                outside = f(model.reference, z[rows], Gaussian(at))
+                outside = f(model.skip, z[rows], Gaussian(at))
             above = (at > self.levels_.sigma_max).reshape(-1, *(1,) * (z.ndim - 1))
             parts.append(torch.where(above, outside, inside).double().numpy())
         return self.schema_.restore(back(np.concatenate(parts)), like=X, floating=True)
@@ -380,34 +320,14 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         self._fitted()
         return self.units_
 
-    # --- saved ----------------------------------------------------------------------------------------------------------
-
     def save(self, path: str | Path) -> None:
-        """Write a folder with ``model.safetensors`` and ``config.json``, atomically; a model that is there is replaced.
+        """Write a folder of ``model.safetensors`` and ``config.json``, atomically; a model that is there is replaced.
 
         Raises:
             InputError: the place holds something other than a model, or cannot be written.
         """
-        model = self._fitted()
-        parameters = {k: v.item() if isinstance(v, np.generic) else v for k, v in self.get_params().items()}
-        if not isinstance(parameters["random_state"], int | None):
-            parameters["random_state"] = None
-        if self.device is not None:
-            parameters["device"] = str(self.device)
-        config = {
-            "parameters": parameters,
-            "network": {**self.network_, "event_shape": list(self.network_["event_shape"])},
-            "schema": self.schema_.to_json(),
-            "grid": self.grid_.to_json(),
-            "levels": {k: float(v) for k, v in asdict(self.levels_).items()},
-            "self_check": asdict(self.self_check_),
-            "history": [asdict(r) for r in self.history_],
-        }
-        units = {
-            "units.offset": torch.from_numpy(self.units_.offset),
-            "units.scale": torch.from_numpy(self.units_.scale),
-        }
-        checkpoints.save(path, {**units, **{f"model.{k}": v for k, v in model.state_dict().items()}}, config)
+        self._fitted()
+        checkpoints.save(path, *saved.parts_of(self))
 
     @classmethod
     def load(cls, path: str | Path) -> ScoreDensity:
@@ -418,63 +338,43 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         """
         tensors, config = checkpoints.load(path)
         try:
-            return cls(**config["parameters"])._restore(tensors, config)
+            estimator = cls(**config["parameters"])
+            check_parameters(estimator)
+            estimator._restore(tensors, config)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as e:
             reason = " ".join(str(e).split())[:200]
             raise InputError(
                 f"{path}: the saved model does not fit together ({type(e).__name__}: {reason}), want it as it was saved"
             ) from None
+        return estimator
 
-    def _restore(self, tensors: dict[str, Tensor], config: dict[str, Any]) -> ScoreDensity:
-        self._check_parameters()
-        state = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-        if any(bool(torch.isnan(v).any()) for v in tensors.values()):
-            raise InputError("weights that are NaN")
-        mean, eigenvalues, eigenvectors = (state[f"skip.gaussian.{k}"] for k in ("mean", "eigenvalues", "eigenvectors"))
-        marginals = Marginals(*(state[f"skip.marginals.{k}"] for k in ("means", "variances", "log_weights")))
-        skip = MarginalReference(GaussianReference(mean, eigenvalues, eigenvectors), marginals)
-        self.network_ = {**config["network"], "event_shape": tuple(config["network"]["event_shape"])}
-        with torch.random.fork_rng(devices=[]):
-            model = Preconditioned(ResidualMLP(**self.network_), skip).float()
-        model.load_state_dict(state)
-        schema, levels = Schema.from_json(config["schema"]), NoiseLevels(**config["levels"])
-        if schema.event_shape != model.event_shape:
-            raise InputError(f"columns of shape {schema.event_shape} for a model of shape {model.event_shape}")
-        units = Units(tensors["units.offset"].numpy(), tensors["units.scale"].numpy())
-        grid = Grid.from_json(config["grid"])
-        if not units.offset.shape == units.scale.shape == schema.event_shape or len(grid.axes) != units.scale.size:
-            raise InputError(f"units or grid of another shape than {schema.event_shape}")
-        history = [Record(**r) for r in config["history"]]
-        self._set_fitted(model.eval(), schema, grid, units, levels, history)
-        self.self_check_ = _self_check_from(config["self_check"])
-        return self
+    def _restore(self, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+        parts = saved.fitted_from(tensors, config)
+        self.network_ = parts.network
+        self._set_fitted(parts.model, parts.schema, parts.grid, parts.units, parts.levels, parts.history)
+        self.self_check_ = parts.check
 
 
-def _positive(value: Any, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 < value < math.inf:
-        raise InputError(f"{name}: got {value!r}, want a finite number > 0")
+@contextmanager
+def _threads(n: int | None) -> Iterator[None]:
+    """Use so many threads, and put the setting back."""
+    before = torch.get_num_threads()
+    if n is not None:
+        torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _slices(n: int) -> Iterator[range]:
     return (range(start, min(start + ROWS_AT_A_TIME, n)) for start in range(0, n, ROWS_AT_A_TIME))
 
 
-def _smallest_scale(rows: Batch, grid: Grid, units: Units) -> float:
-    """The smallest scale worth resolving, in model units: of the narrowest column, or what rounding to a grid wipes out."""
-    spread = rows.flatten(1).double().std(0)
-    narrowest = spread[spread > 0].min().item() if bool((spread > 0).any()) else 1.0
-    steps = (grid.step.reshape(-1) / units.scale.reshape(-1))[grid.low.reshape(-1) < grid.high.reshape(-1)]
-    return max(narrowest, 25 * float(steps.min())) if len(steps) and steps.min() > 0 else narrowest
-
-
 def _checked(model: Preconditioned, rows: Batch, generator: torch.Generator) -> SelfCheck:
     """The self-check at the data's scale, or an error that says that the losses are wrong."""
-    check = self_check(model, rows[:4096], Gaussian(model.skip.data_scale.item()), generator=generator)
+    kernel = Gaussian(model.skip.data_scale.item())
+    check = self_check(model, rows[:CHECK_DRAWS], kernel, min_draws=CHECK_DRAWS, generator=generator)
     if not check.holds:
         raise InputError(f"{check}; the loss, its target or the model's gradient is wrong, so training would be too")
     return check
-
-
-def _self_check_from(entry: dict[str, Any]) -> SelfCheck:
-    estimates = {k: Estimate(**entry[k]) for k in ("j_dsm", "j_ism", "residual")}
-    return SelfCheck(half_fisher=entry["half_fisher"], **estimates)

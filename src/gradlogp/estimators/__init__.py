@@ -1,0 +1,6 @@
+"""The scikit-learn face: a table or array in, a learnt score out, in the data's own units."""
+
+from gradlogp.estimators.density import MIN_ROWS, ScoreDensity
+from gradlogp.estimators.units import Units
+
+__all__ = ["MIN_ROWS", "ScoreDensity", "Units"]

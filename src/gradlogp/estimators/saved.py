@@ -1,0 +1,97 @@
+"""A fitted estimator as tensors and a configuration, and back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradlogp._shapes import InputError
+from gradlogp.data import Grid, Schema
+from gradlogp.diagnostics import Estimate, SelfCheck
+from gradlogp.estimators.units import Units
+from gradlogp.models import GaussianReference, MarginalReference, Marginals, Preconditioned
+from gradlogp.networks import ResidualMLP
+from gradlogp.training import NoiseLevels, Record
+
+if TYPE_CHECKING:
+    from gradlogp.estimators.density import ScoreDensity
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a fitted estimator consists of."""
+
+    model: Preconditioned
+    network: dict[str, Any]
+    schema: Schema
+    grid: Grid
+    units: Units
+    levels: NoiseLevels
+    history: list[Record]
+    check: SelfCheck
+
+
+def parts_of(estimator: ScoreDensity) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and configuration of a fitted estimator."""
+    parameters = {k: v.item() if isinstance(v, np.generic) else v for k, v in estimator.get_params().items()}
+    if not isinstance(parameters["random_state"], int | None):
+        parameters["random_state"] = None
+    if estimator.device is not None:
+        parameters["device"] = str(estimator.device)
+    config = {
+        "parameters": parameters,
+        "network": {**estimator.network_, "event_shape": list(estimator.network_["event_shape"])},
+        "schema": estimator.schema_.to_json(),
+        "grid": estimator.grid_.to_json(),
+        "levels": {k: float(v) for k, v in asdict(estimator.levels_).items()},
+        "self_check": asdict(estimator.self_check_),
+        "history": [asdict(r) for r in estimator.history_],
+    }
+    units = estimator.units_
+    tensors = {"units.offset": torch.from_numpy(units.offset), "units.scale": torch.from_numpy(units.scale)}
+    return tensors | {f"model.{k}": v for k, v in estimator.model_.state_dict().items()}, config
+
+
+def fitted_from(tensors: dict[str, Tensor], config: dict[str, Any]) -> Fitted:
+    """Back from :func:`parts_of`.
+
+    Raises:
+        InputError: parts that do not fit together (or the KeyError, TypeError … that they cause).
+    """
+    if any(bool(torch.isnan(v).any()) for v in tensors.values()):
+        raise InputError("weights that are NaN")
+    network = {**config["network"], "event_shape": tuple(config["network"]["event_shape"])}
+    model = _model(tensors, network)
+    schema, grid = Schema.from_json(config["schema"]), Grid.from_json(config["grid"])
+    if schema.event_shape != model.event_shape:
+        raise InputError(f"columns of shape {schema.event_shape} for a model of shape {model.event_shape}")
+    units = Units(tensors["units.offset"].numpy(), tensors["units.scale"].numpy())
+    if not units.offset.shape == units.scale.shape == schema.event_shape or len(grid.axes) != units.scale.size:
+        raise InputError(f"units or grid of another shape than {schema.event_shape}")
+    entry = config["self_check"]
+    estimates = {k: Estimate(**entry[k]) for k in ("j_dsm", "j_ism", "residual")}
+    return Fitted(
+        model=model,
+        network=network,
+        schema=schema,
+        grid=grid,
+        units=units,
+        levels=NoiseLevels(**config["levels"]),
+        history=[Record(**r) for r in config["history"]],
+        check=SelfCheck(half_fisher=entry["half_fisher"], **estimates),
+    )
+
+
+def _model(tensors: dict[str, Tensor], network: dict[str, Any]) -> Preconditioned:
+    state = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    mean, eigenvalues, eigenvectors = (state[f"skip.gaussian.{k}"] for k in ("mean", "eigenvalues", "eigenvectors"))
+    marginals = Marginals(*(state[f"skip.marginals.{k}"] for k in ("means", "variances", "log_weights")))
+    skip = MarginalReference(GaussianReference(mean, eigenvalues, eigenvectors), marginals)
+    with torch.random.fork_rng(devices=[]):
+        model = Preconditioned(ResidualMLP(**network), skip).float()
+    model.load_state_dict(state)
+    return model.eval()
