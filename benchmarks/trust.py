@@ -53,7 +53,7 @@ def quadrature_rows() -> list[Row]:
     b0, b = 1.0, 0.3
     x = torch.linspace(-20, 20, 400, dtype=torch.float64)[:, None]
     log_p = ((b0 * (-x.abs() / b0).exp() - b * (-x.abs() / b).exp()) / (2 * (b0**2 - b**2))).log().squeeze(1)
-    oracle, k = oracles.Quadrature(td.Laplace(0.0, b0)), kernels.Additive(td.Laplace(0.0, torch.tensor(b).double()))
+    oracle, k = oracles.Quadrature(td.Laplace(0.0, b0)), kernels.Additive(td.Laplace(0.0, torch.tensor(b, dtype=torch.float64)))
     return [["quadrature log-density, Laplace ∗ Laplace", *errors(lambda x: relative(oracle.log_prob(x, k), log_p), x)]]
 
 
@@ -61,9 +61,9 @@ def fisher_rows() -> list[Row]:
     """Fisher information of the noise against SciPy's quadrature."""
     laws = {
         "Student t": (td.StudentT(torch.tensor(3.0).double(), 0.0, 0.5), stats.t(3.0, 0, 0.5)),
-        "logistic": (kernels.Logistic(0.0, torch.tensor(0.4).double()), stats.logistic(0, 0.4)),
+        "logistic": (kernels.Logistic(0.0, torch.tensor(0.4, dtype=torch.float64)), stats.logistic(0, 0.4)),
         "generalised normal": (
-            kernels.GeneralizedNormal(0.0, torch.tensor(0.7).double(), 1.5),
+            kernels.GeneralizedNormal(0.0, torch.tensor(0.7, dtype=torch.float64), 1.5),
             stats.gennorm(1.5, 0, 0.7),
         ),
     }

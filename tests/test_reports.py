@@ -18,12 +18,13 @@ from gradlogp import InputError, ScoreDensity, reports
 from gradlogp.diagnostics import Estimate
 from gradlogp.kernels import Gaussian
 from gradlogp.models import ScoreFunction
+from gradlogp.reports import learn, pictures
 
 PICTURES = ("samples.png", "denoising.png", "learning.png", "field.png")
 
 
-def _once(learn):
-    learnt = cache(lambda seed, seconds: learn(seed, seconds, verbose=False))
+def _once(function):
+    learnt = cache(lambda seed, seconds: function(seed, seconds, verbose=False))
     return lambda seed, seconds, verbose=False: learnt(seed, seconds)
 
 
@@ -40,7 +41,7 @@ def learnt_once(as_a_user):
     """Each model is learnt once, however often the page is written."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("learn_digits", "learn_field"):
-            patch.setattr(reports, name, _once(getattr(reports, name)))
+            patch.setattr(f"gradlogp.reports.demonstration.{name}", _once(getattr(learn, name)))
         yield
 
 
@@ -110,7 +111,7 @@ def test_numbers_of_the_page_have_errors_and_units(text):
 def test_the_model_is_that_of_the_page(out, text):
     est = ScoreDensity.load(out / "model")
     best = min(est.history_, key=lambda r: r.held_out)
-    assert reports.shown(Estimate(best.held_out, best.held_out_stderr)) in text
+    assert learn.shown(Estimate(best.held_out, best.held_out_stderr)) in text
     assert np.asarray(est.sample(2)).shape == (2, 64)
 
 
@@ -138,7 +139,7 @@ def test_a_failed_run_leaves_no_trace(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise InputError("no luck")
 
-    monkeypatch.setattr(reports, "learn_digits", fail)
+    monkeypatch.setattr("gradlogp.reports.demonstration.learn_digits", fail)
     (tmp_path / "empty").mkdir()
     for name in ("new", "empty"):
         with pytest.raises(InputError, match="no luck"):
@@ -171,26 +172,26 @@ def test_the_headline_is_wide_and_small(tmp_path, out):
 
 
 def test_relative_error_of_models_whose_error_is_known():
-    exact, kernel = reports.spiral(), Gaussian(0.3)
+    exact, kernel = learn.spiral(), Gaussian(0.3)
     x = exact.sample(500, generator=torch.Generator().manual_seed(1))
     for factor, want in ((1.0, 0.0), (0.0, 1.0), (0.7, 0.09), (-1.0, 4.0)):
         scaled = ScoreFunction(lambda x_t, k, factor=factor: factor * exact.score(x_t, k))
-        error = reports.relative_error(scaled, exact, x, kernel, 0)
+        error = learn.relative_error(scaled, exact, x, kernel, 0)
         assert error.value == pytest.approx(want, abs=1e-6)
         assert error.stderr < 1e-6  # a ratio that is the same on any draws
 
 
 def test_relative_errors_spread_as_their_standard_error_says():
-    exact, kernel = reports.spiral(), Gaussian(0.3)
+    exact, kernel = learn.spiral(), Gaussian(0.3)
     shifted = ScoreFunction(lambda x_t, k: exact.score(x_t, k) + 1.0)
     draws = exact.sample(20_000, generator=torch.Generator().manual_seed(2)).split(100)
-    errors = [reports.relative_error(shifted, exact, x, kernel, i) for i, x in enumerate(draws)]
+    errors = [learn.relative_error(shifted, exact, x, kernel, i) for i, x in enumerate(draws)]
     spread = np.std([e.value for e in errors], ddof=1)
     assert np.mean([e.stderr for e in errors]) == pytest.approx(spread, rel=0.2)
 
 
 def test_the_spiral_is_one_arm_twice_as_heavy_as_its_mirror_image():
-    exact = reports.spiral()
+    exact = learn.spiral()
     x = torch.tensor([[0.3, -1.2], [2.0, 0.5]])
     w = exact.log_weights.exp()
     assert w[:12].sum().item() == pytest.approx(2 / 3)
@@ -201,21 +202,21 @@ def test_the_spiral_is_one_arm_twice_as_heavy_as_its_mirror_image():
 
 def test_distances_to_the_nearest_training_row():
     train = np.array([[0.0, 0.0], [3.0, 4.0]])
-    index, distance = reports._nearest(np.array([[3.0, 0.0], [3.0, 4.0]]), train)
+    index, distance = learn.nearest(np.array([[3.0, 0.0], [3.0, 4.0]]), train)
     assert index.tolist() == [0, 1]
     assert distance.tolist() == [3.0, 0.0]
 
 
 def test_root_mean_square_error_by_the_delta_method():
     noise = 0.3 * np.random.default_rng(0).standard_normal((400, 25, 64))
-    each = [reports._root_mean_square(n) for n in noise]
+    each = [learn.root_mean_square(n) for n in noise]
     assert np.mean([e.value for e in each]) == pytest.approx(0.3, rel=0.01)
     assert np.mean([e.stderr for e in each]) == pytest.approx(np.std([e.value for e in each]), rel=0.15)
 
 
 def test_mosaic_puts_digits_in_reading_order():
     rows = np.repeat(np.arange(6.0)[:, None], 64, axis=1)
-    image = reports.mosaic(rows, 3)
+    image = pictures.mosaic(rows, 3)
     assert image.shape == (19, 28)
     assert [image[1 + 9 * i, 1 + 9 * j] for i in range(2) for j in range(3)] == [0, 1, 2, 3, 4, 5]
     assert np.isnan(image[:, [0, 9, 18, 27]]).all()
@@ -226,11 +227,11 @@ def test_mosaic_puts_digits_in_reading_order():
     [(0.11664, 0.0042, "0.117 ± 0.004"), (12.34, 2.0, "12 ± 2"), (0.5, 0.1, "0.5 ± 0.1"), (1.0, math.inf, "1 ± inf")],
 )
 def test_numbers_are_shown_to_the_first_digit_of_their_error(value, stderr, text):
-    assert reports.shown(Estimate(value, stderr)) == text
+    assert learn.shown(Estimate(value, stderr)) == text
 
 
 def test_the_same_numbers_make_the_same_picture(out, tmp_path):
-    digits = reports.learn_digits(0, 2.0)
+    digits = learn.learn_digits(0, 2.0)
     for name in ("a.png", "b.png"):
-        reports._write(reports.draw_samples(digits), Path(tmp_path / name))
+        pictures.write(pictures.draw_samples(digits), Path(tmp_path / name))
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
