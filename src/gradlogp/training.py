@@ -150,9 +150,10 @@ class Record:
 
 
 class WeightedLoss:
-    """The loss of each row at its level: (σ²/(c_out²·D))·σ²·2 J_DSM, the network's own squared error.
+    """The loss of each row at its level: λ(σ)·J_DSM with λ = 2σ²(σ² + σ_d²)/(σ_d² R), R directions in which data vary.
 
-    λ(σ) = σ²(σ² + σ_d²)/(σ_d² D), times J_DSM, is ½ the mean square error of the network's output (Karras et al. 2022).
+    2σ⁴ J_DSM is the denoiser's square error and c_out² = σ²σ_d²/(σ² + σ_d²), so λ·J_DSM is the mean square error of the
+    network's output per direction: the weighting of EDM (Karras et al. 2022, table 1), and 1 for a scalar skip alone.
     """
 
     def __init__(self, objective: Objective, reference: GaussianReference) -> None:

@@ -1,0 +1,211 @@
+"""Training: the levels' law, the weighting, what is held out, what is averaged, what is kept."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from gradlogp import InputError
+from gradlogp.kernels import Gaussian
+from gradlogp.models import GaussianReference, MarginalReference, Preconditioned
+from gradlogp.networks import ResidualMLP
+from gradlogp.objectives import DenoisingScoreMatching
+from gradlogp.training import Average, HeldOut, NoiseLevels, Recipe, WeightedLoss, train
+
+
+def two_clusters(n: int, g: torch.Generator) -> torch.Tensor:
+    centre = torch.randint(0, 2, (n, 1), generator=g) * 4.0 - 2.0
+    return torch.cat([centre, -centre], 1) + 0.3 * torch.randn(n, 2, generator=g)
+
+
+def new_model(x: torch.Tensor, fade: float = math.inf, dropout: float = 0.0) -> Preconditioned:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = ResidualMLP(tuple(x.shape[1:]), width=32, depth=1, dropout=dropout)
+    return Preconditioned(network, GaussianReference.of_data(x, fade=fade)).eval()
+
+
+def test_levels_are_a_cut_normal_in_log_sigma():
+    levels = NoiseLevels(0.01, 5.0, centre=-1.0, spread=0.9)
+    u = torch.linspace(0.001, 0.999, 99, dtype=torch.float64)
+    low, high = (math.log(0.01) + 1) / 0.9, (math.log(5.0) + 1) / 0.9
+    want = stats.truncnorm(low, high, loc=-1.0, scale=0.9).ppf(u.numpy())
+    np.testing.assert_allclose(levels.quantile(u).log().numpy(), want, atol=1e-8)
+
+
+def test_levels_may_be_uniform_in_log_sigma():
+    u = torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64)
+    np.testing.assert_allclose(NoiseLevels(0.01, 100.0).quantile(u).numpy(), [0.01, 0.1, 100.0], rtol=1e-12)
+
+
+def test_a_batch_has_one_level_in_each_stratum(g):
+    levels = NoiseLevels(0.01, 5.0, centre=-1.0, spread=0.9)
+    sigma = levels.draw(64, generator=g, like=torch.zeros(1, dtype=torch.float64))
+    edges = levels.quantile(torch.arange(1, 64, dtype=torch.float64) / 64)
+    assert torch.bucketize(sigma, edges).sort().values.tolist() == list(range(64))
+    assert not bool((sigma.diff() > 0).all())
+
+
+def test_levels_follow_the_units_of_the_data(g):
+    x = two_clusters(500, g)
+    ours, thousand = (NoiseLevels.of_data(GaussianReference.of_data(c * x), c * 0.5) for c in (1.0, 1000.0))
+    assert thousand.sigma_min == pytest.approx(1000 * ours.sigma_min, rel=1e-4)
+    assert thousand.sigma_max == pytest.approx(1000 * ours.sigma_max, rel=1e-4)
+    assert thousand.centre - ours.centre == pytest.approx(math.log(1000), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 1.0), (-1.0, 1.0), (2.0, 1.0), (1.0, 1.0), (math.nan, 1.0), (1.0, math.inf)]
+)
+def test_levels_out_of_order_are_refused(low, high):
+    with pytest.raises(InputError, match=r"sigma_(min|max)"):
+        NoiseLevels(low, high)
+
+
+def test_the_weighted_loss_is_the_networks_mean_square_error(g):
+    """‖F − (x − D_ref)/c_out‖²/D, written with the network itself."""
+    x = two_clusters(50, g).double()
+    model = new_model(x).double()
+    torch.nn.init.normal_(model.network.last.weight, std=0.5)
+    sigma = torch.linspace(0.05, 4.0, 50, dtype=torch.float64)
+    loss = WeightedLoss(DenoisingScoreMatching(), model.reference)(model, x, sigma, torch.Generator().manual_seed(3))
+    x_t = Gaussian(sigma).sample(x, generator=torch.Generator().manual_seed(3))
+    d, s = model.skip.data_scale, sigma[:, None]
+    z = (x_t - model.skip.mean) / (s**2 + d**2).sqrt()
+    c_out = s * d / (s**2 + d**2).sqrt()
+    f = model.network(z, (sigma / d).log())
+    target = (x - model.skip.denoise(x_t, Gaussian(sigma))) / c_out
+    torch.testing.assert_close(loss, (f - target).square().mean(1), rtol=1e-8, atol=1e-10)
+
+
+def test_a_scalar_skip_alone_has_loss_one(g):
+    x = torch.randn(20_000, 3, generator=g) * 2
+    model = new_model(x)
+    levels = NoiseLevels(0.05, 20.0)
+    each = WeightedLoss(DenoisingScoreMatching(), model.reference)(
+        model, x, levels.draw(len(x), generator=g, like=x), g
+    )
+    assert abs(each.mean().item() - 1) < 4 * each.std().item() / math.sqrt(len(x))
+
+
+def test_held_out_loss_uses_the_same_noise_at_every_look_and_its_error_is_over_rows(g):
+    x = two_clusters(100, g)
+    model = new_model(x)
+    loss = WeightedLoss(DenoisingScoreMatching(), model.reference)
+    look = HeldOut(x, NoiseLevels(0.1, 5.0), loss, seed=1)
+    assert look(model) == look(model)
+    values = [HeldOut(x, NoiseLevels(0.1, 5.0), loss, seed=s)(model)[0] for s in range(40)]
+    assert len(set(values)) == 40
+    assert look.rows.shape[0] >= 2048
+    assert abs(look(model)[0] - np.mean(values)) < 5 * look(model)[1]
+
+
+def test_the_average_follows_with_a_warm_up(g):
+    model = new_model(two_clusters(20, g))
+    average = Average(model, 0.999)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(1.0)
+        for p in average.model.parameters():
+            p.zero_()
+    average.update(0)
+    first = next(average.model.parameters()).flatten()[0].item()
+    assert first == pytest.approx(0.9)
+    average.update(100_000)
+    assert next(average.model.parameters()).flatten()[0].item() == pytest.approx(0.999 * first + 0.001, rel=1e-5)
+
+
+def test_training_learns_what_the_skip_leaves_and_the_records_say_so(g):
+    x, held_out = two_clusters(2000, g), two_clusters(500, g)
+    model = new_model(x)
+    levels = NoiseLevels(0.05, 10.0, centre=0.0, spread=1.2)
+    records = list(
+        train(model, x, held_out, levels=levels, recipe=Recipe(n_steps=300, evaluate_every=100), generator=g)
+    )
+    assert [r.step for r in records] == [0, 100, 200, 300]
+    assert [r.progress for r in records] == [0.0, pytest.approx(0.33, abs=0.02), pytest.approx(0.66, abs=0.02), 1.0]
+    assert records[0].held_out == pytest.approx(1.0, abs=4 * records[0].held_out_stderr + 0.05)
+    assert records[-1].held_out < 0.6 * records[0].held_out
+    assert all(r.held_out_stderr > 0 for r in records)
+    assert not model.training
+
+
+def test_the_best_weights_are_kept_and_a_good_start_is_never_left_worse(g):
+    """On Gaussian data the best affine score is the truth: whatever training does to 40 rows, a look back is kept."""
+    x, held_out = torch.randn(40, 3, generator=g), torch.randn(400, 3, generator=g)
+    model = new_model(x, fade=0.0)
+    levels, seed = NoiseLevels(0.05, 10.0), torch.Generator().manual_seed(5)
+    recipe = Recipe(n_steps=400, learning_rate=5e-3, evaluate_every=50, patience=4)
+    records = list(train(model, x, held_out, levels=levels, recipe=recipe, generator=seed))
+    best = min(records, key=lambda r: r.held_out)
+    assert records[-1].step < 400
+    assert records[-1].step == best.step + 4 * 50
+    again = torch.Generator().manual_seed(5)
+    noise_seed = int(torch.randint(2**31, (), generator=again))
+    loss = WeightedLoss(DenoisingScoreMatching(), model.reference)
+    assert HeldOut(held_out, levels, loss, noise_seed)(model)[0] == pytest.approx(best.held_out, rel=1e-6)
+
+
+def test_stopping_early_leaves_the_best_so_far(g):
+    x = two_clusters(300, g)
+    model = new_model(x)
+    steps = train(model, x, x[:50], levels=NoiseLevels(0.05, 10.0), recipe=Recipe(n_steps=10_000), generator=g)
+    next(steps)
+    record = next(steps)
+    steps.close()
+    assert record.best
+    assert not model.training
+    assert model.network.last.weight.abs().max() > 0
+
+
+def test_a_limit_of_time_is_kept_and_squeezes_the_cosine(g):
+    recipe = Recipe(n_steps=10**6, max_seconds=1.0, evaluate_every=10)
+    x = two_clusters(200, g)
+    records = list(train(new_model(x), x, x[:50], levels=NoiseLevels(0.05, 10.0), recipe=recipe, generator=g))
+    assert records[-1].progress == 1.0
+    assert records[-1].seconds < 5.0
+    assert recipe.rate(10_000, 0.0) == recipe.learning_rate
+    assert recipe.rate(10_000, 0.5) == pytest.approx(recipe.learning_rate / 2)
+    assert recipe.rate(0, 0.0) == pytest.approx(recipe.learning_rate / 100)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_the_same_generator_trains_the_same_model_and_leaves_the_global_one_alone(dropout, g):
+    x = two_clusters(200, g)
+    before = torch.get_rng_state()
+    models = []
+    for seed in (1, 1, 2):
+        model = new_model(x, dropout=dropout)
+        recipe = Recipe(n_steps=20, evaluate_every=10)
+        seeded = torch.Generator().manual_seed(seed)
+        list(train(model, x, x[:50], levels=NoiseLevels(0.05, 10.0), recipe=recipe, generator=seeded))
+        models.append(model.network.last.weight)
+    assert torch.equal(models[0], models[1])
+    assert not torch.equal(models[0], models[2])
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_any_event_shape(g):
+    x = torch.randn(100, 1, 4, 4, generator=g)
+    model = Preconditioned(ResidualMLP((1, 4, 4), width=16, depth=1), MarginalReference.of_data(x))
+    recipe = Recipe(n_steps=5, evaluate_every=5, batch_size=300)
+    records = list(train(model, x, x[:10], levels=NoiseLevels(0.1, 5.0), recipe=recipe, generator=g))
+    assert math.isfinite(records[-1].held_out)
+
+
+def test_bad_rows_and_a_loss_that_blows_up_are_said_in_one_line(g):
+    x = two_clusters(100, g)
+    bad = x.clone()
+    bad[7, 0] = torch.nan
+    for rows, held_out, message in ((bad, x, "x: row 7"), (x, bad, "held_out: row 7")):
+        with pytest.raises(InputError, match=message):
+            next(train(new_model(x), rows, held_out, levels=NoiseLevels(0.1, 5.0), generator=g))
+    model = new_model(x)
+    recipe = Recipe(n_steps=200, learning_rate=1e30, warm_up=1)
+    with pytest.raises(InputError, match="not finite at step"):
+        list(train(model, x, x[:20], levels=NoiseLevels(0.1, 5.0), recipe=recipe, generator=g))
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
