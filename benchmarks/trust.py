@@ -53,7 +53,8 @@ def quadrature_rows() -> list[Row]:
     b0, b = 1.0, 0.3
     x = torch.linspace(-20, 20, 400, dtype=torch.float64)[:, None]
     log_p = ((b0 * (-x.abs() / b0).exp() - b * (-x.abs() / b).exp()) / (2 * (b0**2 - b**2))).log().squeeze(1)
-    oracle, k = oracles.Quadrature(td.Laplace(0.0, b0)), kernels.Additive(td.Laplace(0.0, torch.tensor(b, dtype=torch.float64)))
+    oracle, noise = oracles.Quadrature(td.Laplace(0.0, b0)), td.Laplace(0.0, torch.tensor(b, dtype=torch.float64))
+    k = kernels.Additive(noise)
     return [["quadrature log-density, Laplace ∗ Laplace", *errors(lambda x: relative(oracle.log_prob(x, k), log_p), x)]]
 
 

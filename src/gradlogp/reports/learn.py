@@ -95,7 +95,7 @@ def learn_digits(seed: int, seconds: float, *, verbose: bool = False) -> Digits:
     """Fit four fifths of scikit-learn's digits, scaled to −1 … 1, and measure the fit on the rest."""
     data = load_digits()
     train, held_out, _, label = train_test_split(data.data / 8 - 1, data.target, test_size=0.2, random_state=0)
-    est = ScoreDensity(random_state=seed, max_seconds=seconds, verbose=verbose).fit(train)
+    est = ScoreDensity(width=128, random_state=seed, max_seconds=seconds, verbose=verbose).fit(train)
     samples = est.sample(N_SHOWN)
     near, to_samples = nearest(samples, train)
     _, to_held_out = nearest(held_out, train)
