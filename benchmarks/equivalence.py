@@ -53,7 +53,7 @@ def all_models(oracle: oracles.Oracle, g: torch.Generator) -> dict[str, models.S
         torch.manual_seed(0)
         network = networks.ResidualMLP(affine.event_shape, width=64, depth=2)
         torch.nn.init.normal_(network.last.weight, std=0.2)
-    spoilt = models.ScoreFunction(lambda x_t, k: 0.8 * oracle.score(x_t, k) + 0.1)
+    spoilt = models.ScoreFunction(lambda x_t, k: 0.4 * oracle.score(x_t, k) + 0.1)
     return {"affine": affine, "network": models.Preconditioned(network, affine), "spoilt": spoilt}
 
 
@@ -63,7 +63,8 @@ def main() -> None:
         g = torch.Generator().manual_seed(0)
         for name, model in all_models(oracle, g).items():
             for kernel, k in all_kernels().items():
-                e = diagnostics.equivalence(model, oracle, k, n, generator=g)
+                draws = 3 * n if kernel == "skew mixture" else n  # its scores vary most
+                e = diagnostics.equivalence(model, oracle, k, draws, generator=g)
                 share = max(e.j_esm.stderr, e.j_dsm.stderr, e.constant.stderr, e.residual.stderr) / e.j_dsm.value
                 worst, widest = max(worst, abs(e.residual.z)), max(widest, share)
                 rows.append(

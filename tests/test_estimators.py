@@ -404,3 +404,21 @@ def test_import_is_light_and_changes_nothing():
 def test_import_is_quick():
     code = "import time, torch\nstart = time.perf_counter()\nimport gradlogp\nprint(time.perf_counter() - start)"
     assert statistics.median(float(python(code)) for _ in range(3)) <= 0.3
+
+
+def test_whole_numbers_of_unlike_size_do_not_share_a_unit():
+    """Ages, children and time stamps lie on one grid, of step 1, and are no pixels."""
+    r = np.random.default_rng(0)
+    X = np.stack([r.integers(18, 90, 600), r.integers(0, 4, 600), r.integers(1_600_000_000, 1_700_000_000, 600)], 1)
+    est = ScoreDensity(n_steps=20, random_state=0, verbose=False).fit(X)
+    np.testing.assert_allclose(est.noise_scale_, X.std(0))
+    share = np.bincount(est.sample(2000)[:, 1], minlength=4) / 2000
+    assert np.abs(share - np.bincount(X[:, 1]) / 600).max() < 0.08
+
+
+def test_pixels_share_a_unit_even_if_some_hardly_vary():
+    r = np.random.default_rng(0)
+    X = r.integers(0, 17, (200, 4))
+    X[:, 3] = 0
+    X[0, 3] = 1
+    assert (ScoreDensity(n_steps=1, random_state=0, verbose=False).fit(X).noise_scale_ == 1).all()

@@ -149,3 +149,13 @@ def test_parts_that_do_not_fit_are_refused(g):
         MarginalReference(gaussian, Marginals.of_data(torch.randn(20, 2, generator=g)))
     with pytest.raises(InputError, match=r"want \(D, V\) three times"):
         Marginals(torch.zeros(3, 2), torch.zeros(3, 1), torch.zeros(3, 2))
+
+
+def test_few_rows_of_a_continuous_column_are_no_atoms(g):
+    x = torch.randn(30, 3, generator=g, dtype=torch.float64)
+    marginals = Marginals.of_data(x)
+    assert bool((marginals.variances[marginals.log_weights > -1e9] > 1e-6).all())
+    reference = MarginalReference.of_data(x)
+    x_t = torch.randn(500, 3, generator=g, dtype=torch.float64)
+    nearest = torch.cdist(reference.denoise(x_t, Gaussian(0.3)), x).min(1).values
+    assert nearest.median() > 0.2

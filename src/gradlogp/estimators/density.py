@@ -215,6 +215,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         """Draw n new rows, of the kind, names and types that were fitted; values on a grid come back on it.
 
         The probability flow is followed from ``levels_.sigma_max`` to ``levels_.sigma_min``, then E[x | x_t] is taken.
+        As in scikit-learn the same random state draws the same rows again: give each call its own to collect more.
 
         Args:
             n: rows to draw.

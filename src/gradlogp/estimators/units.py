@@ -15,6 +15,7 @@ from gradlogp.data import Grid
 Array = NDArray[np.float64]
 
 SCALES_APART = 10.0  # columns whose standard deviations differ by more than this factor are given a unit each
+PIXEL_LEVELS = 256
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,16 @@ class Units:
 
 
 def _share_a_unit(spread: Array, grid: Grid) -> bool:
-    """Columns share a unit if they lie on one grid, or if their standard deviations are within a factor of 10."""
-    varying = spread[spread > 0]
-    steps = np.unique(np.round(grid.step.reshape(-1)[spread.reshape(-1) > 0], 12))
-    if varying.size == 0 or (len(steps) == 1 and steps[0] > 0 and varying.size > 1):
+    """Columns share a unit if their standard deviations are within a factor of 10, or if they look like pixels.
+
+    Pixels lie on one grid of at most 256 levels, from one lowest value on; some hardly vary.
+    """
+    varies = spread.reshape(-1) > 0
+    varying, low, high, step = (v.reshape(-1)[varies] for v in (spread, grid.low, grid.high, grid.step))
+    if varying.size == 0 or varying.max() <= SCALES_APART * varying.min():
         return True
-    return bool(varying.max() <= SCALES_APART * varying.min())
+    one_grid = step.min() > 0 and np.ptp(step) < 1e-9 * step[0] and np.ptp(low) < 1e-9 * step[0]
+    return bool(one_grid and (high.max() - low[0]) / step[0] < PIXEL_LEVELS)
 
 
 def smallest_scale(rows: Batch, grid: Grid, units: Units) -> float:

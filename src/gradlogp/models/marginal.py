@@ -171,9 +171,12 @@ def _tiny(x: Tensor) -> float:
 
 
 def _atoms(column: Tensor, limit: int) -> Component | None:
-    """The values of a discrete coordinate, with every point of their grid between them; None if they are too many."""
+    """The values of a discrete coordinate, with every point of their grid between them; None if it is not discrete.
+
+    Values are atoms only where they repeat: few rows of a continuous column are no atoms.
+    """
     values, counts = column.unique(return_counts=True)
-    if len(values) > limit:
+    if len(values) > limit or 2 * len(values) > len(column):
         return None
     points, weights = values, counts.double()
     if len(values) > 1:
