@@ -338,3 +338,9 @@ def test_any_objective_may_be_checked_by_its_own_constant() -> None:
     """An implicit loss is not a denoising one: it lacks ½ I(q), and the check says by how much."""
     check = self_check(wavy(), X, GAUSSIAN, objective=FiniteDifferenceScoreMatching(1e-3), generator=seeded(0))
     assert abs(float(check.residual) + check.half_fisher) < 4.5 * check.residual.stderr
+
+
+def test_a_loss_that_does_not_vary_is_no_alarm() -> None:
+    model = ScoreFunction(lambda x_t, _: torch.zeros_like(x_t))
+    check = self_check(model, torch.randn(100, 2), Additive(td.Laplace(0.0, 0.3)))
+    assert check.holds

@@ -204,3 +204,9 @@ def test_bad_input_is_named_on_one_line(call, message: str) -> None:  # type: ig
 def test_a_kernel_shows_what_it_is() -> None:
     assert repr(Gaussian(0.5)) == "Gaussian(sigma=0.5)"
     assert repr(Additive(td.Independent(td.Laplace(ZERO, ONE), 1))) == "Additive(Independent(Laplace))"
+
+
+def test_independent_laws_without_a_closed_form_have_their_information_by_quadrature() -> None:
+    kernel = Additive(td.Independent(td.Gumbel(torch.zeros(3), 0.5), 1))
+    assert kernel.fisher_information((3,)).item() == pytest.approx(12.0, abs=1e-6)
+    assert kernel.fisher_information_error((3,)).item() < 1e-6

@@ -130,3 +130,16 @@ def test_breakpoints_of_the_caller_are_met() -> None:
     got = Quadrature(law, breakpoints=ends).score(x_t, Gaussian(0.05))
     want = Quadrature(td.Uniform(-0.5, 0.5)).score(x_t, Gaussian(0.05))
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+def test_a_diagonal_covariance_written_in_full_keeps_its_small_variances() -> None:
+    variances = torch.tensor([[1e-4, 1.0, 100.0, 1e4]])
+    x, kernel = torch.tensor([[0.01, 1.0, 1.0, 1.0]]), Gaussian(1e-3)
+    full = GaussianMixture(torch.ones(1), torch.zeros(1, 4), torch.diag_embed(variances)).score(x, kernel)
+    assert full[0, 0].item() == pytest.approx(-0.01 / (1e-4 + 1e-6), rel=1e-4)
+
+
+def test_a_density_that_is_infinite_at_its_end_is_refused() -> None:
+    oracle = Quadrature(td.Beta(0.5, 0.5))
+    with pytest.raises(InputError, match="infinite at a point"):
+        oracle.score(torch.tensor([[0.5]]), Gaussian(0.1))

@@ -14,7 +14,7 @@ from gradlogp.kernels import Gaussian
 from gradlogp.models import GaussianReference, MarginalReference, Preconditioned
 from gradlogp.networks import ResidualMLP
 from gradlogp.objectives import DenoisingScoreMatching
-from gradlogp.training import Average, HeldOut, NoiseLevels, Recipe, WeightedLoss, train
+from gradlogp.training import Average, HeldOut, NoiseLevels, Recipe, WeightedLoss, calibrate, train
 
 
 def two_clusters(n: int, g: torch.Generator) -> torch.Tensor:
@@ -209,3 +209,61 @@ def test_bad_rows_and_a_loss_that_blows_up_are_said_in_one_line(g):
     with pytest.raises(InputError, match="not finite at step"):
         list(train(model, x, x[:20], levels=NoiseLevels(0.1, 5.0), recipe=recipe, generator=g))
     assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+
+
+class Fixed(torch.nn.Module):
+    """A network that says the same whatever it is trained on."""
+
+    def __init__(self, f):
+        super().__init__()
+        self.f = f
+
+    def forward(self, z, c_noise):
+        return self.f(z, c_noise)
+
+
+def test_the_gate_closes_a_network_that_does_not_help_and_leaves_one_that_does(g):
+    """Data N(0, 4I) under the scalar skip of N(0, I): the exact denoiser is known, so is what the network should be."""
+    x = 2 * torch.randn(4000, 3, generator=g)
+    skip = GaussianReference.of_moments(torch.zeros(3), torch.eye(3))
+    levels = NoiseLevels(0.2, 8.0)
+
+    def exact(z, c):  # (D − D_ref)/c_out with σ_d = 1: 4/(4 + σ²) − 1/(1 + σ²), of x_t
+        s = c.exp()[:, None]
+        return (4 / (4 + s**2) - 1 / (1 + s**2)) * z * (1 + s**2) / s
+
+    noise = torch.randn(3, 3, generator=g)
+    noise = noise - noise.T  # ⟨x − D_ref, Nz⟩ has mean 0
+    twice, unrelated = (lambda z, c: 2 * exact(z, c)), (lambda z, c: z @ noise)
+    cases = {"exact": (exact, 1.0), "twice": (twice, 0.5), "noise": (unrelated, 0.0)}
+    for name, (f, want) in cases.items():
+        model = Preconditioned(Fixed(f), skip)
+        calibrate(model, x, levels, generator=g)
+        error = {"exact": 0.1, "twice": 0.05, "noise": 0.05}[name]
+        assert (model.gate - want).abs().max() < error, name
+
+
+def test_the_gate_is_linear_in_log_sigma_between_its_levels(g):
+    model = new_model(torch.randn(50, 2, generator=g), fade=0.0)
+    torch.nn.init.normal_(model.network.last.weight)
+    sigma = torch.logspace(-1, 1, 16)
+    kernel, x_t = Gaussian(0.5 * (sigma[4] * sigma[5]).sqrt() * 2), torch.randn(5, 2, generator=g)
+    whole = model.score(x_t, kernel) - model.skip.score(x_t, kernel)
+    gate = torch.zeros(16)
+    gate[5] = 1.0
+    model.set_gate(sigma, gate)
+    part = model.score(x_t, kernel) - model.skip.score(x_t, kernel)
+    torch.testing.assert_close(part, 0.5 * whole, rtol=1e-3, atol=1e-5)
+
+
+def test_data_of_any_size_are_learnt_alike(g):
+    """The loss has no unit: N(0, s²) from 1e-12 to 1e12."""
+    x = two_clusters(300, g)
+    losses = []
+    for s in (1e-12, 1.0, 1e12):
+        model = Preconditioned(ResidualMLP((2,), width=8, depth=1), MarginalReference.of_data(s * x))
+        levels = NoiseLevels(0.05 * s, 10.0 * s)
+        recipe = Recipe(n_steps=1, evaluate_every=1)
+        losses.append(next(train(model, s * x, s * x[:100], levels=levels, recipe=recipe, generator=g)).loss)
+    assert losses[0] == pytest.approx(losses[1], rel=0.2)
+    assert losses[2] == pytest.approx(losses[1], rel=0.2)

@@ -119,7 +119,7 @@ def equivalence(
 
     terms: list[Objective] = [ExplicitScoreMatching(oracle), DenoisingScoreMatching(), c]
     esm, dsm, constant = _on_the_same_draws(terms, model, x, kernel, generator)
-    error = _half_fisher_error(kernel, x)
+    error = math.hypot(_half_fisher_error(kernel, x), _rounding(x, dsm))
     return Equivalence(
         Estimate.mean_of(esm),
         Estimate.mean_of(dsm),
@@ -133,8 +133,8 @@ class SelfCheck:
     """J_DSM − J_ISM − ½ I(q), which is 0 for any data and any model.
 
     Attributes:
-        j_dsm: the denoising loss, in its units (1/data unit²).
-        j_ism: the implicit loss on the same draws.
+        j_dsm: the denoising loss, in its units (1/data unit²); its error is that of the noise, given these rows.
+        j_ism: the implicit loss on the same draws, likewise.
         half_fisher: ½ I(q), the mean over rows.
         residual: the difference and its standard error.
     """
@@ -193,7 +193,8 @@ def self_check(
     implicit: Objective = ImplicitScoreMatching() if exact else SlicedScoreMatching(n_projections=4)
     dsm, ism = _on_the_same_draws([objective or DenoisingScoreMatching(), implicit], model, x, kernel, generator)
     half = _half_fisher(kernel, x).to(dsm).expand(len(x))
-    residual = Estimate.mean_of(dsm - ism - half, _half_fisher_error(kernel, x))
+    error = math.hypot(_half_fisher_error(kernel, x), _rounding(x, dsm))
+    residual = Estimate.mean_of(dsm - ism - half, error)
     return SelfCheck(Estimate.mean_of(dsm), Estimate.mean_of(ism), half.mean().item(), residual)
 
 
@@ -214,6 +215,11 @@ def _on_the_same_draws(
 
 def _half_fisher(kernel: Kernel, x: Batch) -> Level:
     return 0.5 * kernel.fisher_information(tuple(x.shape[1:])).double()
+
+
+def _rounding(x: Batch, loss: Tensor) -> float:
+    """Rounding error of a mean loss, for a loss that does not vary."""
+    return float(torch.finfo(x.dtype).eps * loss.abs().mean())
 
 
 def _half_fisher_error(kernel: Kernel, x: Batch) -> float:

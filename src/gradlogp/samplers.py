@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Batch, InputError, as_batch, as_level
+from gradlogp._shapes import Batch, InputError, as_batch, as_count, as_level
 from gradlogp.kernels import Gaussian
 from gradlogp.models import ScoreModel, event_of
 
@@ -157,12 +157,11 @@ def _start(
 ) -> Batch:
     if isinstance(x_or_n, Tensor):
         return as_batch(x_or_n, "x")
-    if isinstance(x_or_n, bool) or not isinstance(x_or_n, int) or x_or_n < 1:
-        raise InputError(f"n: got {x_or_n!r}, want a whole number >= 1, or a noisy start (n, *event)")
+    n = as_count(x_or_n)
     if model.reference is not None:
-        return model.reference.sample_noisy(x_or_n, Gaussian(sigma_max), generator=generator)
+        return model.reference.sample_noisy(n, Gaussian(sigma_max), generator=generator)
     event_shape = event_shape or event_of(model)
     if event_shape is None:
         raise InputError("event_shape: the model does not know it, want the shape of one sample, e.g. (2,)")
     device = generator.device if generator is not None else None
-    return sigma_max * torch.randn(x_or_n, *event_shape, generator=generator, device=device)
+    return sigma_max * torch.randn(n, *event_shape, generator=generator, device=device)

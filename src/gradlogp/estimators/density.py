@@ -26,7 +26,7 @@ from gradlogp.estimators.units import Array, Units, smallest_scale
 from gradlogp.kernels import Gaussian, Kernel
 from gradlogp.models import MarginalReference, Preconditioned, ScoreModel
 from gradlogp.networks import ResidualMLP
-from gradlogp.training import NoiseLevels, Recipe, Record, train
+from gradlogp.training import NoiseLevels, Recipe, Record, calibrate, train
 
 MIN_ROWS = 10
 FEW_COORDINATES = 16  # below, a narrower network and a larger batch do better
@@ -150,6 +150,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         for record in self._progress(steps):
             history.append(record)
             yield record
+        calibrate(model, held_out, levels, generator=generator)
         self._set_fitted(model.cpu(), table.schema, grid, units, levels, history)
         self.self_check_ = check
 

@@ -174,6 +174,9 @@ class Additive(Kernel):
     def _measure_fisher(self, draws: Tensor) -> tuple[Tensor, Tensor]:
         if self._closed is not None and self._closed.fisher is not None:
             return self._closed.fisher, torch.zeros_like(self._closed.fisher)
+        if isinstance(self._law, td.Independent) and not self._law.base_dist.event_shape:
+            base, shape = Additive(self._law.base_dist), tuple(self._law.event_shape)
+            return base.fisher_information(shape), base.fisher_information_error(shape)
         if self._over_event:
             self._examine_lines(draws)
             self._require_gradient(draws)

@@ -17,10 +17,11 @@ from gradlogp.models.base import (
 )
 from gradlogp.models.gaussian import NULL_TOLERANCE, GaussianReference
 from gradlogp.models.marginal import MarginalReference, Marginals
-from gradlogp.models.preconditioned import Preconditioned
+from gradlogp.models.preconditioned import N_GATES, Preconditioned
 
 __all__ = [
     "NULL_TOLERANCE",
+    "N_GATES",
     "Denoiser",
     "GaussianReference",
     "MarginalReference",

@@ -16,6 +16,7 @@ MAX_COMPONENTS = 32
 PSEUDO_COUNT = 0.1  # rows that each unseen point between the smallest and the largest of a discrete column counts for
 _MAX_ROWS = 50_000
 _N_GROUPS, _N_ITERATIONS = 256, 40
+_LEAST = 1e-12  # least variance taken in a quotient, in units of the largest
 _NARROWEST = 0.005  # the least standard deviation of a component, in units of its column's
 
 Component = tuple[Tensor, Tensor, Tensor]  # means, variances, log weights of one mixture, (V,) each
@@ -48,7 +49,9 @@ class Marginals(nn.Module):
     @classmethod
     def of_data(cls, rows: Tensor, max_components: int = MAX_COMPONENTS) -> Marginals:
         """The marginals of rows ``(N, D)``, with their means and variances."""
-        columns = rows[:_MAX_ROWS].double().T
+        columns = rows.double().T
+        mean, variance = columns.mean(1), columns.var(1, correction=0)
+        columns = columns[:, :: math.ceil(columns.shape[1] / _MAX_ROWS)]  # evenly spaced, in case they are sorted
         parts = [_atoms(c, max_components) for c in columns]
         continuous = [j for j, part in enumerate(parts) if part is None]
         if continuous:
@@ -59,7 +62,7 @@ class Marginals(nn.Module):
         m, s, log_w = (
             torch.stack([_padded(part[i], v, 0.0 if i < 2 else -torch.inf) for part in known]) for i in range(3)
         )
-        return cls(m, s, _with_moments(m, s, log_w, columns.mean(1), columns.var(1, correction=0)))
+        return cls(m, s, _with_moments(m, s, log_w, mean, variance))
 
     def denoise(self, y: Tensor, noise: Tensor) -> Tensor:
         """E[x_j | y_j] for y_j = x_j + N(0, noise_j), each coordinate on its own; ``(B, D)``."""
@@ -160,14 +163,11 @@ class MarginalReference(Reference):
         prior = lam @ squares
         c = (gain * sigma**2) @ squares
         known = (alpha**2 * lam * gain) @ squares  # Σ_jj − c_j, with no difference taken
-        prior, known, c = (u.clamp_min(_tiny(flat)) for u in (prior, known, c))  # a constant coordinate has none
+        least = _LEAST * lam.max()  # a constant coordinate has no variance
+        prior, known, c = (torch.maximum(u, least) for u in (prior, known, c))
         mu = self.mean.flatten()
         d = self.marginals.denoise(mu + shift * (prior / known), (c * (prior / known)).expand_as(flat)) - mu
         return g.project(d.reshape(r.shape))
-
-
-def _tiny(x: Tensor) -> float:
-    return float(torch.finfo(x.dtype).tiny ** 0.5)
 
 
 def _atoms(column: Tensor, limit: int) -> Component | None:

@@ -10,6 +10,8 @@ from gradlogp.kernels import Kernel
 from gradlogp.models.base import Reference, ScoreModel, columns, gaussian_form, tweedie
 from gradlogp.models.gaussian import GaussianReference
 
+N_GATES = 16
+
 
 class Preconditioned(ScoreModel):
     """A network on top of a closed-form reference: it learns only what the reference leaves.
@@ -22,15 +24,23 @@ class Preconditioned(ScoreModel):
     network that starts at zero starts as the reference. Under a kernel that is not Gaussian the same formula is a
     parametrisation of the score, with sigma the kernel's scale.
 
+    The network's output is multiplied by a gate in [0, 1], a function of c_noise that is 1 unless
+    :meth:`set_gate` closes it where the network has been measured not to help.
+
     Args:
         network: (z of the event's shape, c_noise ``(B,)``) -> like z.
         reference: the closed-form part.
     """
 
+    gate_at: Tensor
+    gate: Tensor
+
     def __init__(self, network: nn.Module, reference: Reference) -> None:
         super().__init__()
         self.network = network
         self.skip = reference
+        self.register_buffer("gate_at", torch.linspace(-1.0, 1.0, N_GATES))
+        self.register_buffer("gate", torch.ones(N_GATES))
 
     @property
     def reference(self) -> GaussianReference:
@@ -66,7 +76,22 @@ class Preconditioned(ScoreModel):
     def _residual(self, x_t: Batch, kernel: Kernel, c_in: Tensor) -> Batch:
         """P F(c_in · P(x_t − alpha·μ − shift), c_noise)."""
         z = c_in * self.skip.project(self.skip.centred(x_t, kernel))
-        return self.skip.project(self.network(z, self._c_noise(kernel, x_t)))
+        c_noise = self._c_noise(kernel, x_t)
+        return self.skip.project(self.network(z, c_noise)) * per_row(self._gate(c_noise), x_t)
+
+    def set_gate(self, sigma: Tensor, gate: Tensor) -> None:
+        """Close the network where it does not help: gates in [0, 1] at increasing noise levels (alpha = 1).
+
+        Between the levels the gate is linear in log sigma, beyond them constant.
+        """
+        self.gate_at = (sigma.to(self.gate_at) / self.skip.data_scale).log()
+        self.gate = gate.to(self.gate)
+
+    def _gate(self, c_noise: Tensor) -> Tensor:
+        right = torch.searchsorted(self.gate_at, c_noise.contiguous()).clamp(1, N_GATES - 1)
+        low, high = self.gate_at[right - 1], self.gate_at[right]
+        share = ((c_noise - low) / (high - low)).clamp(0, 1)
+        return self.gate[right - 1] * (1 - share) + self.gate[right] * share
 
     def _c_noise(self, kernel: Kernel, x_t: Batch) -> Tensor:
         alpha, sigma = columns(kernel, x_t)

@@ -228,6 +228,8 @@ def _eigen(covariances: Tensor, means: Tensor) -> tuple[Tensor, Tensor | None]:
     elif c.shape == (k, d, d):
         if not torch.allclose(c, c.mT, rtol=1e-6, atol=1e-12):
             raise InputError("covariances: got a matrix that is not symmetric")
+        if bool((c == torch.diag_embed(c.diagonal(dim1=1, dim2=2))).all()):
+            return _eigen(covariances.diagonal(dim1=1, dim2=2).reshape(means.shape), means)
         variances, vectors = torch.linalg.eigh(c)
         eps = torch.finfo(covariances.dtype if covariances.is_floating_point() else torch.float64).eps
         rounding = 4 * eps * math.sqrt(d) * variances.amax(1, keepdim=True)

@@ -83,6 +83,10 @@ class Quadrature(Oracle):
 
         def at_rows(x_t: Tensor, kernel: Kernel) -> Tensor:
             nodes, log_weights = self._nodes(x_t, kernel, offsets, order)
+            if bool((torch.isnan(log_weights) | (log_weights == torch.inf)).any()):
+                raise InputError(
+                    f"Quadrature({type(self._law).__name__}): the density is infinite at a point, want a bounded one"
+                )
             return f(WeightedPoints(x_t, nodes[..., None], log_weights, kernel))
 
         return by_chunks(at_rows, x_t, kernel, _N_EDGES * order * 4)
