@@ -175,7 +175,12 @@ class Additive(Kernel):
         if self._closed is not None and self._closed.fisher is not None:
             return self._closed.fisher, torch.zeros_like(self._closed.fisher)
         if isinstance(self._law, td.Independent) and not self._law.base_dist.event_shape:
-            base, shape = Additive(self._law.base_dist), tuple(self._law.event_shape)
+            shape = tuple(self._law.event_shape)
+            try:
+                base = Additive(self._law.base_dist)
+            except InputError as e:
+                _, _, reason = str(e).partition(": ")
+                raise InputError(f"{self._name}: {reason}") from None
             return base.fisher_information(shape), base.fisher_information_error(shape)
         if self._over_event:
             self._examine_lines(draws)
