@@ -160,19 +160,24 @@ torch.set_num_threads(1)
 g = torch.Generator().manual_seed(0)
 oracle = GaussianMixture(torch.ones(50), torch.randn(50, 784, generator=g), torch.rand(50, 784, generator=g) + 0.01)
 x, kernel = oracle.sample(2000, generator=g), Gaussian(torch.rand(2000, generator=g) + 0.1)
-before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+oracle.score(x[:500], kernel.rows(torch.arange(500)))  # several chunks: what the machine's libraries and allocator take
+before, start = peak(), time.process_time()
 score = oracle.score(x, kernel)
-print(time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(time.process_time() - start, peak() - before)
 i = torch.tensor([0, 1999])
 torch.testing.assert_close(score[i], oracle.score(x[i], kernel.rows(i)))
 """
 
 
 def test_mixture_of_784_coordinates_is_quick_and_small() -> None:
-    """In a fresh process, whose memory is its own. Spread out at once, the rows would take several times 630 MB."""
+    """In a fresh process, whose memory is its own. Spread out at once, the rows would take several times 630 MB.
+
+    What one chunk takes depends on the machine's allocator; that four times the rows take no more does not.
+    """
     out = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True).stdout.split()
     assert float(out[0]) < 30
-    assert int(out[1]) < 500_000  # kB
+    assert int(out[1]) < 200_000  # kB
 
 
 @spreads
