@@ -171,8 +171,40 @@ def self_check_rows() -> list[Row]:
     return out
 
 
+def floor_rows() -> list[Row]:
+    """The floor of Gaussian data, of a mixture on the line and of a data set, each computed another way."""
+    g = torch.Generator().manual_seed(0)
+    a = torch.randn(6, 6, generator=g, dtype=torch.float64)
+    gaussian = oracles.GaussianMixture(torch.ones(1).double(), torch.zeros(1, 6).double(), (a @ a.T)[None])
+    closed = 0.5 * (6 / 0.25 - np.trace(np.linalg.inv((a @ a.T).numpy() + 0.25 * np.eye(6))))
+    line = oracles.GaussianMixture(torch.tensor([0.3, 0.7]), torch.tensor([[-2.0], [1.0]]), torch.tensor([0.25, 0.5]))
+    parts = [(0.3, stats.norm(-2, math.sqrt(0.25 + 0.04))), (0.7, stats.norm(1, math.sqrt(0.5 + 0.04)))]
+
+    def slope(u: float) -> float:
+        p = sum(w * n.pdf(u) for w, n in parts)
+        dp = sum(-w * n.pdf(u) * (u - n.mean()) / n.var() for w, n in parts)
+        return dp**2 / p
+
+    fisher = integrate.quad(slope, -12, 12, points=[-2, 1], epsabs=1e-12, epsrel=1e-12, limit=200)[0]
+    x = torch.randn(50, 3, generator=g, dtype=torch.float64)
+    x_t = x + 0.5 * torch.randn(50, 3, generator=g, dtype=torch.float64)
+    t = (x.numpy()[None] - x_t.numpy()[:, None]) / 0.25
+    w = np.exp(-0.125 * (t**2).sum(2))
+    w /= w.sum(1, keepdims=True)
+    spread = t - (w[:, :, None] * t).sum(1, keepdims=True)
+    brute = torch.from_numpy(0.5 * (w * (spread**2).sum(2)).sum(1))
+    found = oracles.Empirical(x).half_target_variance(x_t, kernels.Gaussian(0.5))
+    floors = [diagnostics.floor(o, kernels.Gaussian(s)).value for o, s in ((gaussian, 0.5), (line, 0.2))]
+    return [
+        ["floor −C of Gaussian data against the closed form", f"{abs(floors[0] / closed - 1):.0e}", ""],
+        ["floor of a mixture against SciPy's quadrature", f"{abs(floors[1] / (0.5 * (25 - fisher)) - 1):.0e}", ""],
+        ["floor of a data set against brute force", f"{relative(found, brute):.0e}", ""],
+    ]
+
+
 def main() -> None:
-    rows = mixture_rows() + quadrature_rows() + fisher_rows() + objective_rows() + sampler_rows() + self_check_rows()
+    exact = mixture_rows() + quadrature_rows() + fisher_rows() + floor_rows()
+    rows = exact + objective_rows() + sampler_rows() + self_check_rows()
     body = table(["measured", "float64", "float32"], rows)
     write("trust", "What can be trusted", "python benchmarks/trust.py", body)
     text = README.read_text(encoding="utf-8")

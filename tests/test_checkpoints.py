@@ -135,6 +135,7 @@ def test_relative_places_and_text(est, tmp_path, monkeypatch):
 
 def test_a_model_is_replaced_whole(saved, tmp_path):
     (saved / "report.html").write_text("of the old model")
+    (saved / "report.json").write_text("{}")
     fit(1).save(saved)
     assert ScoreDensity.load(saved).random_state == 1
     assert sorted(p.name for p in saved.iterdir()) == ["config.json", "model.safetensors"]

@@ -15,6 +15,7 @@ from jaxtyping import config
 from matplotlib.image import imread
 
 from gradlogp import InputError, ScoreDensity, reports
+from gradlogp.audit import canvas
 from gradlogp.diagnostics import Estimate
 from gradlogp.kernels import Gaussian
 from gradlogp.models import ScoreFunction
@@ -233,5 +234,5 @@ def test_numbers_are_shown_to_the_first_digit_of_their_error(value, stderr, text
 def test_the_same_numbers_make_the_same_picture(out, tmp_path):
     digits = learn.learn_digits(0, 2.0)
     for name in ("a.png", "b.png"):
-        pictures.write(pictures.draw_samples(digits), Path(tmp_path / name))
+        canvas.write(pictures.draw_samples(digits), Path(tmp_path / name))
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -9,12 +10,13 @@ import pytest
 import torch
 from scipy import stats
 
-from gradlogp import InputError
+from gradlogp import InputError, ScoreDensity
 from gradlogp.kernels import Gaussian
 from gradlogp.models import GaussianReference, MarginalReference, Preconditioned
 from gradlogp.networks import ResidualMLP
 from gradlogp.objectives import DenoisingScoreMatching
-from gradlogp.training import Average, HeldOut, NoiseLevels, Recipe, WeightedLoss, calibrate, train
+from gradlogp.oracles import Empirical
+from gradlogp.training import Average, HeldOut, NoiseLevels, Recipe, WeightedLoss, calibrate, kept, train
 
 
 def two_clusters(n: int, g: torch.Generator) -> torch.Tensor:
@@ -100,8 +102,87 @@ def test_held_out_loss_uses_the_same_noise_at_every_look_and_its_error_is_over_r
     assert look(model) == look(model)
     values = [HeldOut(x, NoiseLevels(0.1, 5.0), loss, seed=s)(model)[0] for s in range(40)]
     assert len(set(values)) == 40
-    assert look.rows.shape[0] >= 2048
+    assert look.x_t.shape[0] >= 2048
     assert abs(look(model)[0] - np.mean(values)) < 5 * look(model)[1]
+
+
+LEVELS = NoiseLevels(0.2, 6.0)
+
+
+def gaussian_case(n: int, seed: int, factor: float = 1.0) -> tuple[HeldOut, Preconditioned, float, float]:
+    """N(0, 4I) in float64 under the score of N(0, 4·factor·I): a look, the weighted score error and the true floor."""
+    g = torch.Generator().manual_seed(seed)
+    x = 2 * torch.randn(n, 2, generator=g, dtype=torch.float64)
+    model = new_model(x).double()
+    model.skip = GaussianReference.of_moments(torch.zeros(2, dtype=torch.float64), 4 * factor * torch.eye(2).double())
+    truth = WeightedLoss(DenoisingScoreMatching(), model.skip)
+    s = LEVELS.quantile((torch.arange(4000, dtype=torch.float64) + 0.5) / 4000)
+    wrong = (1 / (4 * factor + s**2) - 1 / (4 + s**2)) ** 2 * (4 + s**2)  # a direction's E(ψ − s)²
+    floor = 1 / s**2 - 1 / (4 + s**2)
+    error, least = ((truth.weight(s) * 2 * 0.5 * v).mean().item() for v in (wrong, floor))
+    return HeldOut(x, LEVELS, truth, seed, min_draws=4 * n), model, error, least
+
+
+def test_what_is_left_and_the_floor_on_gaussian_data():
+    """left is at least the score error, floor at most the true one, together the loss; both near them for many rows."""
+    for factor in (1.0, 2.0):
+        for n in (20, 1000):
+            looks = [gaussian_case(n, seed, factor) for seed in range(20 if n == 20 else 5)]
+            _, _, error, least = looks[0]
+            seen = np.array([[*look(model), look.floor] for look, model, _, _ in looks])
+            loss, _, left, _, floor = seen.mean(0)
+            stderr = seen.std(0, ddof=1) / math.sqrt(len(seen))
+            assert abs(loss - left - floor) < 5 * (seen[:, 0] - seen[:, 2] - seen[:, 4]).std() / math.sqrt(len(seen))
+            assert abs(loss - error - least) < 5 * stderr[0]
+            assert left > error - 5 * stderr[2]
+            assert floor < least + 5 * stderr[4]
+            assert n == 20 or abs(left - error) < 0.1 * least
+            assert n == 1000 or left > error + 5 * stderr[2]
+
+
+def test_the_standard_errors_count_that_rows_share_references():
+    """Against the spread over 300 fresh sets of 150 rows, known to 4·√(2/300) = 0.33; else they say a quarter."""
+    looks = [gaussian_case(150, seed, 0.3) for seed in range(300)]
+    seen = np.array([[*look(model), look.floor, look.floor_stderr] for look, model, _, _ in looks])
+    for value, stderr in ((0, 1), (2, 3), (4, 5)):
+        spread = seen[:, value].var(ddof=1)
+        assert np.mean(seen[:, stderr] ** 2) / spread == pytest.approx(1, abs=0.35), value
+    look, model, _, _ = looks[0]
+    left = 0.5 * look.weight * (model.score(look.x_t, look.kernel) - look.groups[0].target).square().sum(1)
+    alone = left.reshape(150, -1).mean(1).var().item() / 150
+    assert alone < 0.5 * seen[:, 2].var(ddof=1)
+
+
+def test_the_target_of_a_look_is_the_empirical_score_of_the_held_out_rows(g, monkeypatch):
+    x = two_clusters(60, g).double()
+    loss = WeightedLoss(DenoisingScoreMatching(), GaussianReference.of_data(x))
+    look = HeldOut(x, LEVELS, loss, seed=1)
+    want = Empirical(x).score(look.x_t, look.kernel)
+    torch.testing.assert_close(look.groups[0].target, want, rtol=1e-9, atol=1e-9)
+    clean = look.x_t + look.kernel.sigma[:, None] ** 2 * look.target
+    torch.testing.assert_close(clean.reshape(60, -1, 2)[:, 0], clean.reshape(60, -1, 2)[:, -1])
+    monkeypatch.setattr("gradlogp.training.held_out._PAIRS", 15 * len(look.x_t))
+    cut = HeldOut(x, LEVELS, loss, seed=1)
+    assert [len(group.x) for group in cut.groups] == [15] * 4
+    draws = len(cut.x_t) // 60
+    for k, group in enumerate(cut.groups):
+        rows = torch.arange(15 * draws) + k * 15 * draws
+        own = clean[rows][::draws]
+        want = Empirical(own).score(cut.x_t[rows], cut.kernel.rows(rows))
+        torch.testing.assert_close(group.target, want, rtol=1e-9, atol=1e-9)
+    model = new_model(x).double()
+    assert cut(model).held_out == pytest.approx(look(model).held_out, rel=1e-12)
+    assert look(model).left < cut(model).left < cut(model).held_out
+
+
+def test_one_held_out_row_leaves_all_of_the_loss(g):
+    x = two_clusters(50, g)
+    model = new_model(x)
+    look = HeldOut(x[:1], LEVELS, WeightedLoss(DenoisingScoreMatching(), model.reference), seed=1)
+    seen = look(model)
+    assert seen.left == pytest.approx(seen.held_out, rel=1e-5)
+    assert look.floor == pytest.approx(0, abs=1e-9)
+    assert seen.left_stderr == math.inf
 
 
 def test_the_average_follows_with_a_warm_up(g):
@@ -131,6 +212,9 @@ def test_training_learns_what_the_skip_leaves_and_the_records_say_so(g):
     assert records[0].held_out == pytest.approx(1.0, abs=4 * records[0].held_out_stderr + 0.05)
     assert records[-1].held_out < 0.6 * records[0].held_out
     assert all(r.held_out_stderr > 0 for r in records)
+    for r in records:
+        assert abs(r.held_out - r.left - r.floor) < 4 * math.hypot(r.held_out_stderr, r.left_stderr, r.floor_stderr)
+        assert 0 < r.left < r.held_out
     assert not model.training
 
 
@@ -141,13 +225,15 @@ def test_the_best_weights_are_kept_and_a_good_start_is_never_left_worse(g):
     levels, seed = NoiseLevels(0.05, 10.0), torch.Generator().manual_seed(5)
     recipe = Recipe(n_steps=400, learning_rate=5e-3, evaluate_every=50, patience=4)
     records = list(train(model, x, held_out, levels=levels, recipe=recipe, generator=seed))
-    best = min(records, key=lambda r: r.held_out)
+    best = min(records, key=lambda r: r.left)
+    assert best == kept(records)
     assert records[-1].step < 400
     assert records[-1].step == best.step + 4 * 50
     again = torch.Generator().manual_seed(5)
     noise_seed = int(torch.randint(2**31, (), generator=again))
     loss = WeightedLoss(DenoisingScoreMatching(), model.reference)
-    assert HeldOut(held_out, levels, loss, noise_seed)(model)[0] == pytest.approx(best.held_out, rel=1e-6)
+    seen = HeldOut(held_out, levels, loss, noise_seed)(model)
+    assert (seen.held_out, seen.left) == pytest.approx((best.held_out, best.left), rel=1e-6)
 
 
 def test_stopping_early_leaves_the_best_so_far(g):
@@ -209,6 +295,22 @@ def test_bad_rows_and_a_loss_that_blows_up_are_said_in_one_line(g):
     with pytest.raises(InputError, match="not finite at step"):
         list(train(model, x, x[:20], levels=NoiseLevels(0.1, 5.0), recipe=recipe, generator=g))
     assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+
+
+def test_a_model_saved_before_records_told_what_is_left_still_loads(g, tmp_path):
+    """The loss is then the bound on the score error, as with one reference, and the floor at least 0."""
+    est = ScoreDensity(n_steps=3, width=8, depth=1, device="cpu", random_state=0, verbose=False)
+    est.fit(torch.randn(30, 2, generator=g).numpy()).save(tmp_path / "m")
+    path = tmp_path / "m" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for entry in config["history"]:
+        for name in ("left", "left_stderr", "floor", "floor_stderr"):
+            assert math.isfinite(entry.pop(name))
+    path.write_text(json.dumps(config), encoding="utf-8")
+    old, new = ScoreDensity.load(tmp_path / "m").history_, est.history_
+    assert [(r.step, r.held_out, r.best) for r in old] == [(r.step, r.held_out, r.best) for r in new]
+    assert all((r.left, r.left_stderr) == (r.held_out, r.held_out_stderr) for r in old)
+    assert all(r.floor == r.floor_stderr == 0 for r in old)
 
 
 class Fixed(torch.nn.Module):

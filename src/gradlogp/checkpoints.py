@@ -15,7 +15,8 @@ from torch import Tensor
 
 from gradlogp._shapes import InputError
 
-WEIGHTS, CONFIG, REPORT = "model.safetensors", "config.json", "report.html"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+REPORT, NUMBERS = "report.html", "report.json"  # what `gradlogp diagnose` adds to a model's folder
 FORMAT = "gradlogp model"
 FORMAT_VERSION = 1
 
@@ -65,7 +66,7 @@ def check_destination(path: str | Path) -> None:
 
 def _check_replaceable(place: Path, shown: str | Path) -> None:
     """Only a folder that holds a model and nothing else may be replaced: whatever is in it goes."""
-    others = sorted(p.name for p in place.iterdir() if p.name not in (WEIGHTS, CONFIG, REPORT))
+    others = sorted(p.name for p in place.iterdir() if p.name not in (WEIGHTS, CONFIG, REPORT, NUMBERS))
     if others:
         raise InputError(f"{shown}: is a folder that holds {others[0]!r}, not of a model; want a new name")
     try:

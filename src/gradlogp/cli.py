@@ -94,6 +94,7 @@ def _in_words_of_the_command(message: str) -> str:
     """A message about a parameter, with the option that sets it."""
     options = {parameter: option for option, parameter in OPTIONS.items()}
     options |= {"sampling_steps": "--steps", "n": "-n", "sigma": "--sigma", "seconds": "--seconds"}
+    options |= {"n_levels": "--levels", "X_test": "DATA", "X_train": "--train"}
     names, separator, rest = message.partition(": ")
     return ", ".join(options.get(name, name) for name in names.split(", ")) + separator + rest
 
@@ -134,6 +135,7 @@ def _parser() -> _Parser:
     _add_fit(command)
     _add_sample(command)
     _add_maps(command)
+    _add_diagnose(command)
     info = command("info", _info, "show what a saved model is", "gradlogp info model")
     info.add_argument("model", metavar="MODEL", help="a saved model")
     return parser
@@ -205,6 +207,18 @@ def _add_maps(command: _Command) -> None:
         made.add_argument("--sigma", type=_number, required=True, metavar="S", help="noise level; info shows the range")
         made.add_argument("--out", required=True, metavar="FILE", help=f"file to write: {FILES}")
         _add_quiet(made)
+
+
+def _add_diagnose(command: _Command) -> None:
+    example = "gradlogp diagnose model new_rows.csv --train data.csv"
+    made = command("diagnose", _diagnose, "measure how good a model is, and write a page about it", example)
+    made.add_argument("model", metavar="MODEL", help="a saved model")
+    made.add_argument("data", metavar="DATA", help=f"rows that it was not fitted on, at least 8: {FILES}")
+    made.add_argument("--train", metavar="FILE", help="the rows that it was fitted on, to see what it memorised")
+    made.add_argument("--out", metavar="FOLDER", help="folder for report.html and report.json (default: MODEL)")
+    made.add_argument("--levels", type=_whole, metavar="N", help="noise levels (default: 12)")
+    made.add_argument("--seed", type=_whole, metavar="N", help="another seed draws other noise (default: as fitted)")
+    _add_quiet(made)
 
 
 def _add_quiet(parser: _Parser) -> None:
@@ -281,6 +295,20 @@ def _denoise(args: argparse.Namespace) -> None:
     _map(args, model, table, model.denoise, "E[x | x_σ]")
 
 
+def _diagnose(args: argparse.Namespace) -> None:
+    from gradlogp.audit import check_folder
+    from gradlogp.data import load_file
+
+    model, out = _load(args.model), args.out or args.model
+    check_folder(out)
+    test = load_file(args.data)
+    train = None if args.train is None else load_file(args.train)
+    model.set_params(verbose=not args.quiet)
+    given = {} if args.levels is None else {"n_levels": args.levels}
+    audit = model.diagnose(test, train, out=out, random_state=args.seed, **given)
+    _say(args, f"{audit}\nwrote {os.path.join(out, 'report.html')} and report.json")
+
+
 def _map(args: argparse.Namespace, model: ScoreDensity, table: Table, function: Callable[..., Any], what: str) -> None:
     from gradlogp.data import check_output, read, save_file
 
@@ -333,6 +361,7 @@ def _told(records: Iterable[Record], silent: bool) -> Iterator[Record]:
         if not silent and int(10 * record.progress) > told:
             told = int(10 * record.progress)
             loss = f"loss {record.loss:.4f}, held out {record.held_out:.4f} ± {record.held_out_stderr:.1g}"
+            loss += f", left {record.left:.4f} ± {record.left_stderr:.1g}"
             print(f"fit {record.progress:4.0%}: step {record.step}, {loss}, {record.seconds:.0f} s", file=sys.stderr)
         yield record
 
@@ -353,13 +382,27 @@ def _measured(model: ScoreDensity) -> Iterator[tuple[str, str]]:
     levels, history = model.levels_, model.history_
     yield "noise levels", f"{levels.sigma_min:.4g} to {levels.sigma_max:.4g}, {_unit(model)}"
     if history:
-        best, last, first = min(history, key=lambda r: r.held_out), history[-1], history[0]
+        from gradlogp.training import kept
+
+        best, last, first = kept(history), history[-1], history[0]
         yield "training", f"{last.step:,} steps in {last.seconds:.1f} s, the best after {best.step:,}"
         loss = f"{best.held_out:.4f} ± {best.held_out_stderr:.1g} (1 is about no skill)"
         if first.step == 0:
             loss += f"; before training, the closed form alone: {first.held_out:.4f} ± {first.held_out_stderr:.1g}"
         yield "held-out loss", loss
+        left = f"at most {best.left:.4f} ± {best.left_stderr:.1g} of it (upper bound on the weighted score error)"
+        yield "left to learn", f"{left}; no model gets below {best.floor:.4f} ± {best.floor_stderr:.1g}"
+    yield "score error", _score_error(model)
     yield "self-check", str(model.self_check_).removeprefix("self-check ")
+
+
+def _score_error(model: ScoreDensity) -> str:
+    """How far the score is from the true one, on which rows."""
+    error, n = model.score_error_, model.n_held_out_
+    if error is not None:
+        rows = f"{error.n_rows:,} held-out rows, which also chose when to stop"
+        return f"{str(error).removeprefix('score error ')} (95 %, all levels together; {rows})"
+    return "not measured in fit: see gradlogp diagnose" if n is None else f"too few held-out rows ({n}) to measure"
 
 
 def _unit(model: ScoreDensity) -> str:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from gradlogp._shapes import InputError
 from gradlogp.data import Grid, Schema
-from gradlogp.diagnostics import Estimate, SelfCheck
+from gradlogp.diagnostics import Estimate, ScoreError, SelfCheck
+from gradlogp.estimators import diagnosis
 from gradlogp.estimators.units import Units
 from gradlogp.models import GaussianReference, MarginalReference, Marginals, Preconditioned
 from gradlogp.networks import ResidualMLP
@@ -33,6 +34,8 @@ class Fitted:
     levels: NoiseLevels
     history: list[Record]
     check: SelfCheck
+    error: ScoreError | None
+    n_held_out: int | None
 
 
 def parts_of(estimator: ScoreDensity) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -49,6 +52,8 @@ def parts_of(estimator: ScoreDensity) -> tuple[dict[str, Tensor], dict[str, Any]
         "grid": estimator.grid_.to_json(),
         "levels": {k: float(v) for k, v in asdict(estimator.levels_).items()},
         "self_check": asdict(estimator.self_check_),
+        "score_error": diagnosis.to_json(estimator.score_error_),
+        "held_out_rows": estimator.n_held_out_,
         "history": [asdict(r) for r in estimator.history_],
     }
     units = estimator.units_
@@ -81,9 +86,17 @@ def fitted_from(tensors: dict[str, Tensor], config: dict[str, Any]) -> Fitted:
         grid=grid,
         units=units,
         levels=NoiseLevels(**config["levels"]),
-        history=[Record(**r) for r in config["history"]],
+        history=[_record(r) for r in config["history"]],
         check=SelfCheck(half_fisher=entry["half_fisher"], **estimates),
+        error=diagnosis.from_json(config.get("score_error")),  # these two are not in every configuration
+        n_held_out=config.get("held_out_rows"),
     )
+
+
+def _record(entry: dict[str, Any]) -> Record:
+    """A record; one that does not tell what is left bounds it by the loss, over a floor of 0, as with one reference."""
+    told = {"left": entry["held_out"], "left_stderr": entry["held_out_stderr"], "floor": 0.0, "floor_stderr": 0.0}
+    return Record(**(told | entry))
 
 
 def _model(tensors: dict[str, Tensor], network: dict[str, Any]) -> Preconditioned:

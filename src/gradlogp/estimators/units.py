@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradlogp._shapes import Batch
 from gradlogp.data import Grid
 
 Array = NDArray[np.float64]
@@ -52,17 +51,23 @@ def _share_a_unit(spread: Array, grid: Grid) -> bool:
 
     Pixels lie on one grid of at most 256 levels, from one lowest value on; some hardly vary.
     """
-    varies = spread.reshape(-1) > 0
-    varying, low, high, step = (v.reshape(-1)[varies] for v in (spread, grid.low, grid.high, grid.step))
+    varying = spread[spread > 0]
     if varying.size == 0 or varying.max() <= SCALES_APART * varying.min():
         return True
-    one_grid = step.min() > 0 and np.ptp(step) < 1e-9 * step[0] and np.ptp(low) < 1e-9 * step[0]
+    return are_pixels(grid)
+
+
+def are_pixels(grid: Grid) -> bool:
+    """Whether all coordinates that vary lie on one grid of at most 256 levels, from one lowest value on."""
+    varies = grid.low < grid.high
+    low, high, step = (v[varies] for v in (grid.low, grid.high, grid.step))
+    if step.size == 0 or step.min() == 0:
+        return False
+    one_grid = np.ptp(step) < 1e-9 * step[0] and np.ptp(low) < 1e-9 * step[0]
     return bool(one_grid and (high.max() - low[0]) / step[0] < PIXEL_LEVELS)
 
 
-def smallest_scale(rows: Batch, grid: Grid, units: Units) -> float:
-    """The smallest scale worth resolving, in model units: the narrowest column's, or what a grid wipes out."""
-    spread = rows.flatten(1).double().std(0)
-    narrowest = spread[spread > 0].min().item() if bool((spread > 0).any()) else 1.0
-    steps = (grid.step.reshape(-1) / units.scale.reshape(-1))[grid.low.reshape(-1) < grid.high.reshape(-1)]
-    return max(narrowest, 25 * float(steps.min())) if len(steps) and steps.min() > 0 else narrowest
+def grid_steps(grid: Grid, units: Units) -> Tensor:
+    """The step of each coordinate's grid in model units, ``(*event)``; 0 for a continuous or constant one."""
+    steps = np.where(grid.low < grid.high, grid.step, 0.0).reshape(units.scale.shape) / units.scale
+    return torch.from_numpy(steps)

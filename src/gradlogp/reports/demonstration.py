@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 
 from gradlogp._shapes import InputError
+from gradlogp.audit.canvas import write
 from gradlogp.reports.learn import held_out_of, learn_digits, learn_field, shown
 from gradlogp.reports.page import MARK, MODEL, numbers, page, sections
-from gradlogp.reports.pictures import draw_headline, write
+from gradlogp.reports.pictures import draw_headline
 
 INDEX = "index.html"
 STAGING = ".gradlogp-demo-"

@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from gradlogp.audit.words import shown as shown
 from gradlogp.diagnostics import Estimate
 from gradlogp.estimators import ScoreDensity
 from gradlogp.kernels import Gaussian, Kernel
@@ -179,14 +180,6 @@ def relative_error(model: ScoreModel, exact: GaussianMixture, x: Tensor, kernel:
 def as_model(est: ScoreDensity) -> ScoreModel:
     """The estimator's score as a model, in the data's units."""
     return ScoreFunction(lambda x_t, kernel: torch.from_numpy(est.grad_log_prob(x_t.numpy(), kernel.sigma.item())))
-
-
-def shown(estimate: Estimate) -> str:
-    """Value ± standard error, both to the first digit of the standard error."""
-    if not 0 < estimate.stderr < math.inf:
-        return str(estimate)
-    digits = max(0, -math.floor(math.log10(estimate.stderr)))
-    return f"{estimate.value:.{digits}f} ± {estimate.stderr:.{digits}f}"
 
 
 def held_out_of(record: Record) -> Estimate:

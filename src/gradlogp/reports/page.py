@@ -6,10 +6,10 @@ import html
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
 
 from matplotlib.figure import Figure
 
+from gradlogp.audit.page import document, table
 from gradlogp.diagnostics import Estimate
 from gradlogp.reports.learn import (
     FIELD_DRAWS,
@@ -25,48 +25,17 @@ from gradlogp.reports.pictures import draw_denoising, draw_field, draw_learning,
 MODEL = "model"
 MARK = '<meta name="generator" content="gradlogp demo">'
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-{mark}
-<title>gradlogp demo</title>
-<style>
-body {{ max-width: 58rem; margin: 0 auto; padding: 1rem; background: #fcfcfa; color: #222;
-  font: 1rem/1.5 system-ui, sans-serif; }}
-h1 {{ font-size: 1.6rem; }}
-h2 {{ font-size: 1.15rem; margin-top: 2.2rem; }}
-figure {{ margin: 0; }}
-img {{ display: block; max-width: 100%; height: auto; margin: 0 auto; background: #fff; border: 1px solid #ddd; }}
-figcaption {{ margin-top: .5rem; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; }}
-th, td {{ padding: .25rem .9rem .25rem 0; border-bottom: 1px solid #ddd; text-align: left; }}
-code {{ background: #f0f0ec; padding: .1rem .3rem; }}
-footer {{ margin-top: 2.5rem; color: #555; font-size: .9rem; }}
-</style>
-</head>
-<body>
-<h1>gradlogp demo</h1>
-<p>The score ∇log p of two data sets, learnt from samples by denoising score matching on this machine: handwritten
-digits, and a density that is known, so that the error can be measured. Numbers are value ± one standard error.</p>
+_BODY = """<p>The score ∇log p of two data sets, learnt from samples by denoising score matching on this machine:
+handwritten digits, and a density that is known, so that the error can be measured. Numbers are value ± one standard
+error.</p>
 {sections}
 <h2>Numbers</h2>
-<div class="wide"><table>
-<tr><th>what</th><th>value</th><th>unit</th></tr>
 {numbers}
-</table></div>
 <h2>Time</h2>
-<div class="wide"><table>
 {times}
-</table></div>
 <footer>Seed {seed}. Training ends by the clock, so another run is a little different. {versions}.<br>
 The digits are <code>sklearn.datasets.load_digits</code>, the learnt model is the folder
-<a href="{model}/config.json"><code>{model}</code></a>.</footer>
-</body>
-</html>
-"""
+<a href="{model}/config.json"><code>{model}</code></a>.</footer>"""
 
 _SECTION = """<h2>{title}</h2>
 <figure><img src="{name}" alt="{alt}">
@@ -154,23 +123,18 @@ def _versions() -> str:
     return f"{packages}, Python {platform.python_version()}"
 
 
-def _table(rows: list[tuple[Any, ...]]) -> str:
-    cells = ("".join(f"<td>{html.escape(str(c))}</td>" for c in row) for row in rows)
-    return "\n".join(f"<tr>{row}</tr>" for row in cells)
-
-
 def page(
     sections: list[Section], numbers: list[tuple[str, Estimate, str]], seconds: dict[str, float], seed: int
 ) -> str:
     """The whole page."""
     times = [(what, f"{t:.1f} s") for what, t in seconds.items()]
     words = [{k: html.escape(getattr(s, k)) for k in ("name", "title", "alt", "text")} for s in sections]
-    return _PAGE.format(
-        mark=MARK,
+    body = _BODY.format(
         sections="\n".join(_SECTION.format(**w) for w in words),
-        numbers=_table([(what, shown(value), unit) for what, value, unit in numbers]),
-        times=_table([*times, ("together", f"{sum(seconds.values()):.1f} s")]),
+        numbers=table([(what, shown(value), unit) for what, value, unit in numbers], ("what", "value", "unit")),
+        times=table([*times, ("together", f"{sum(seconds.values()):.1f} s")]),
         seed=seed,
         versions=html.escape(_versions()),
         model=MODEL,
     )
+    return document("gradlogp demo", body, MARK)

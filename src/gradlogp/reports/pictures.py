@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from gradlogp.audit import canvas
+from gradlogp.audit.canvas import BLUE, DPI, GREY, ORANGE, bare, new_figure
 from gradlogp.kernels import Gaussian
 from gradlogp.oracles import GaussianMixture
 from gradlogp.reports.learn import (
@@ -28,43 +28,23 @@ from gradlogp.reports.learn import (
 
 FIELD_EXTENT = 3.3
 FIELD_DEPTH = 5.0  # nats below the peak of the density down to which arrows are drawn
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # told apart with any colour vision (Okabe and Ito)
-DPI = 120
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
-    figure.set_layout_engine("constrained", wspace=0.03, hspace=0.03, h_pad=0.1)
-    return figure
-
-
-def write(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG."""
-    FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})
 
 
 def mosaic(rows: Array, n_columns: int) -> Array:
     """Digits ``(N, 64)`` as one image, n_columns a line, a pixel of NaN around each."""
-    tiles = np.pad(rows.reshape(-1, 8, 8), ((0, 0), (0, 1), (0, 1)), constant_values=np.nan)
-    lines = [np.hstack(list(tiles[i : i + n_columns])) for i in range(0, len(tiles), n_columns)]
-    return np.pad(np.vstack(lines), ((1, 0), (1, 0)), constant_values=np.nan)
+    return canvas.mosaic(rows.reshape(-1, 8, 8), n_columns)
 
 
 def _show_digits(axes: Any, rows: Array, n_columns: int, title: str) -> None:
     axes.set_facecolor("0.8")  # shows where the image is NaN
     axes.imshow(mosaic(rows, n_columns), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
     axes.set_title(title, fontsize=11)
-    _bare(axes)
-
-
-def _bare(axes: Any) -> None:
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
+    bare(axes)
 
 
 def draw_samples(digits: Digits) -> Figure:
     """Held-out digits, samples, and the training rows nearest to some samples."""
-    figure = _figure(11.0, 4.6)
+    figure = new_figure(11.0, 4.6)
     grid = figure.add_gridspec(2, 2, height_ratios=[2.65, 1.1])
     _show_digits(figure.add_subplot(grid[0, 0]), digits.held_out[:N_SHOWN], 16, "held-out data")
     _show_digits(figure.add_subplot(grid[0, 1]), digits.samples, 16, "samples of the learnt density")
@@ -76,7 +56,7 @@ def draw_samples(digits: Digits) -> Figure:
 
 def draw_denoising(digits: Digits) -> Figure:
     """One held-out digit of each class: clean, and noisy and denoised at each level."""
-    figure = _figure(7.6, 8.7)
+    figure = new_figure(7.6, 8.7)
     n_digits, n_levels = len(digits.strip), len(digits.denoising)
     axes = figure.subplots(1, 1 + n_levels, width_ratios=[1] + [1.9] * n_levels)
     _show_digits(axes[0], digits.strip, 1, "clean")
@@ -89,7 +69,7 @@ def draw_denoising(digits: Digits) -> Figure:
 
 def draw_learning(digits: Digits) -> Figure:
     """Training and held-out loss against steps."""
-    figure = _figure(8.6, 4.6)
+    figure = new_figure(8.6, 4.6)
     axes = figure.subplots()
     records, best = digits.est.history_, digits.best
     step, loss, held_out, stderr = (
@@ -114,7 +94,7 @@ def draw_learning(digits: Digits) -> Figure:
 
 def draw_field(learnt: Field) -> Figure:
     """The learnt score, the exact one and the difference, over the exact density."""
-    figure = _figure(11.0, 4.1)
+    figure = new_figure(11.0, 4.1)
     axes = figure.subplots(1, 3)
     titles = ("learnt from samples", "exact", "learnt − exact")
     for at, arrows, title in zip(axes, _arrows(learnt), titles, strict=True):
@@ -153,12 +133,12 @@ def _show_field(axes: Any, exact: GaussianMixture, arrows: Array, title: str) ->
     axes.quiver(*arrows.T, angles="xy", scale_units="xy", scale=1, color="0.1", width=0.0042, headwidth=4)
     axes.set(xlim=(-FIELD_EXTENT, FIELD_EXTENT), ylim=(-0.9 * FIELD_EXTENT, 0.9 * FIELD_EXTENT), aspect="equal")
     axes.set_title(title, fontsize=11)
-    _bare(axes)
+    bare(axes)
 
 
 def draw_headline(digits: Digits, learnt: Field) -> Figure:
     """The README's picture: data beside samples, learnt score beside the exact one."""
-    figure = _figure(1600 / DPI, 410 / DPI)
+    figure = new_figure(1600 / DPI, 410 / DPI)
     axes = figure.subplots(1, 4)
     _show_digits(axes[0], digits.held_out[:90], 10, "held-out digits")
     _show_digits(axes[1], digits.samples[:90], 10, "samples of the learnt density")

@@ -1,0 +1,152 @@
+"""What an estimator knows of its own error: measured after training, saved and restored, or measured on new rows."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradlogp._shapes import InputError, as_count
+from gradlogp.audit import MIN_ROWS, Audit, View, check_folder, measure
+from gradlogp.diagnostics import Bracket, Estimate, LevelError, ScoreError, score_error
+from gradlogp.estimators.parameters import device_from, generator_from
+from gradlogp.estimators.units import are_pixels
+from gradlogp.kernels import Gaussian
+from gradlogp.models import Preconditioned
+from gradlogp.training import NoiseLevels
+
+if TYPE_CHECKING:
+    from gradlogp.estimators.density import ScoreDensity
+
+N_LEVELS = 12
+
+_BRACKETS, _INTERVALS = ("floor", "error", "size", "r2"), ("interval", "r2_interval")
+
+
+def ladder(levels: NoiseLevels, n_levels: object = N_LEVELS) -> list[Gaussian]:
+    """Kernels at n levels from the smallest σ trained to the largest, evenly in log σ.
+
+    Raises:
+        InputError: n is not a whole number >= 2.
+    """
+    n = as_count(n_levels, "n_levels")
+    if n < 2:
+        raise InputError(f"n_levels: got {n}, want at least 2")
+    return [Gaussian(float(s)) for s in np.geomspace(levels.sigma_min, levels.sigma_max, n)]
+
+
+def held_out_error(
+    model: Preconditioned, rows: Tensor, levels: NoiseLevels, generator: torch.Generator
+) -> ScoreError | None:
+    """The score error on the rows held out in training; None where they are too few."""
+    if len(rows) < MIN_ROWS:
+        return None
+    return score_error(model, [model.skip], rows, ladder(levels), generator=generator)
+
+
+def diagnose(
+    est: ScoreDensity, x_test: Any, x_train: Any, out: str | Path | None, n_levels: object, state: Any
+) -> Audit:
+    """:meth:`gradlogp.ScoreDensity.diagnose`, with the state of its draws."""
+    if out is not None:
+        check_folder(out)
+    kernels = ladder(est.levels_, n_levels)
+    generator = generator_from(state, device_from(est.device))
+    test = _rows(est, x_test, "X_test", MIN_ROWS).to(generator.device)
+    train = None if x_train is None else _rows(est, x_train, "X_train", 2).to(test)
+    model = est.model_.to(generator.device)
+    try:
+        audit = measure(
+            model, test, kernels, x_train=train, comparisons=[model.skip], view=_view(est), history=est.history_,
+            generator=generator, progress=est.verbose,
+        )  # fmt: skip
+    finally:
+        model.cpu()
+    if out is not None:
+        audit.save(out)
+    return audit
+
+
+def _rows(est: ScoreDensity, x: Any, name: str, least: int) -> Tensor:
+    """Rows in the model's units."""
+    return est.units_.to_model(est.schema_.check(x, name, min_rows=least).values)
+
+
+def _view(est: ScoreDensity) -> View:
+    units, columns = est.units_, est.schema_.columns
+    shared = bool((units.scale == 1).all())
+    return View(
+        offset=units.offset,
+        scale=units.scale,
+        names=None if columns is None else tuple(map(str, columns)),
+        sigma_unit="data unit" if shared else "standard deviations of each column",
+        snap=est.grid_.snap,
+        pixels=shared and are_pixels(est.grid_),
+    )
+
+
+def to_json(error: ScoreError | None) -> dict[str, Any] | None:
+    """As a dictionary of JSON types; what is not finite is a string."""
+    if error is None:
+        return None
+    return {"n_rows": error.n_rows, "n_draws": error.n_draws, "levels": [_level_to_json(v) for v in error.levels]}
+
+
+def from_json(entry: Any) -> ScoreError | None:
+    """Back from :func:`to_json`.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: for anything that :func:`to_json` does not write.
+    """
+    if entry is None:
+        return None
+    return ScoreError(tuple(_level(v) for v in entry["levels"]), int(entry["n_rows"]), int(entry["n_draws"]))
+
+
+def _level_to_json(level: LevelError) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "sigma": level.sigma,
+        "dsm": _pair(level.dsm),
+        "verdict": level.verdict,
+        "where": level.where,
+    }
+    told |= {k: [_pair(v.lower), _pair(v.upper)] for k in _BRACKETS for v in (getattr(level, k),)}
+    told |= {name: [_number(v) for v in getattr(level, name)] for name in _INTERVALS}
+    told["estimate"] = None if level.estimate is None else _pair(level.estimate)
+    return told | {"weights": {k: _number(v) for k, v in level.weights.items()}}
+
+
+def _level(entry: dict[str, Any]) -> LevelError:
+    floor, error, size, r2 = (Bracket(*(_estimate(v) for v in entry[name])) for name in _BRACKETS)
+    (low, high), (r2_low, r2_high) = ([float(v) for v in entry[name]] for name in _INTERVALS)
+    return LevelError(
+        kernel=Gaussian(float(entry["sigma"])),
+        dsm=_estimate(entry["dsm"]),
+        floor=floor,
+        error=error,
+        size=size,
+        r2=r2,
+        interval=(low, high),
+        r2_interval=(r2_low, r2_high),
+        estimate=None if entry["estimate"] is None else _estimate(entry["estimate"]),
+        verdict=str(entry["verdict"]),
+        weights={str(k): float(v) for k, v in entry["weights"].items()},
+        where=None if entry["where"] is None else str(entry["where"]),
+    )
+
+
+def _pair(estimate: Estimate) -> list[float | str]:
+    return [_number(estimate.value), _number(estimate.stderr)]
+
+
+def _number(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
+
+
+def _estimate(pair: Any) -> Estimate:
+    value, stderr = pair
+    return Estimate(float(value), float(stderr))

@@ -1,0 +1,156 @@
+"""The loop, as a generator of small records."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from gradlogp._shapes import Batch, InputError, as_batch
+from gradlogp.models import Preconditioned
+from gradlogp.objectives import DenoisingScoreMatching, Objective
+from gradlogp.training.average import Average
+from gradlogp.training.held_out import MIN_DRAWS, HeldOut, repeated
+from gradlogp.training.levels import NoiseLevels
+from gradlogp.training.loss import WeightedLoss
+from gradlogp.training.recipe import Recipe
+from gradlogp.training.records import Record
+
+
+def train(
+    model: Preconditioned,
+    x: Batch,
+    held_out: Tensor,
+    *,
+    levels: NoiseLevels,
+    recipe: Recipe | None = None,
+    objective: Objective | None = None,
+    average: Average | None = None,
+    generator: torch.Generator | None = None,
+) -> Iterator[Record]:
+    """Fit a model in place by denoising score matching; afterwards it holds the averaged weights of the best look.
+
+    The best look is the one with the least left to learn: the held-out loss against the stable target, which has the
+    same minimum as the loss and less noise. The first record, at step 0, is the model as it came: a model that starts
+    as its reference is never left worse.
+
+    Args:
+        model: the model; its weights are changed.
+        x: training rows, ``(N, *event)``.
+        held_out: rows that are never trained on, ``(M, *event)``.
+        levels: noise levels to train on.
+        recipe: how to train.
+        objective: loss of a row; by default :class:`~gradlogp.objectives.DenoisingScoreMatching`.
+        average: the running average of the weights, for a caller that wants to see it between records.
+        generator: source of every draw.
+
+    Raises:
+        InputError: x or held_out not finite batches, or a loss that is not finite (the best weights so far are kept).
+    """
+    recipe, (x, held_out) = recipe or Recipe(), (as_batch(x), as_batch(held_out, "held_out"))
+    loss = WeightedLoss(objective or DenoisingScoreMatching(), model.skip.reference)
+    seed = int(
+        torch.randint(2**31, (), generator=generator, device=generator.device if generator is not None else None)
+    )
+    look = HeldOut(held_out, levels, loss, seed)
+    average = average or Average(model, recipe.ema)
+    best, best_weights, since = math.inf, copy.deepcopy(average.model.state_dict()), 0
+    start = (0, 0.0, _loss_before(average.model, x[: len(held_out)], loss, levels, seed), 0.0)
+    try:
+        for step, progress, mean_loss, seconds in chain(
+            [start], _steps(model, x, loss, levels, recipe, average, generator)
+        ):
+            seen = look(average.model)
+            better = seen.left < best
+            since = 0 if better else since + 1
+            if better:
+                best, best_weights = seen.left, copy.deepcopy(average.model.state_dict())
+            values = {**seen._asdict(), "floor": look.floor, "floor_stderr": look.floor_stderr}
+            yield Record(step=step, progress=progress, loss=mean_loss, best=better, seconds=seconds, **values)
+            if since >= recipe.patience:
+                return
+    finally:
+        model.load_state_dict(best_weights)
+        model.eval()
+
+
+def _loss_before(model: Preconditioned, x: Batch, loss: WeightedLoss, levels: NoiseLevels, seed: int) -> float:
+    """The mean training loss of the model as it came."""
+    g = torch.Generator(x.device).manual_seed(seed)
+    rows = repeated(x, MIN_DRAWS)
+    sigma = levels.draw(len(rows), generator=g, like=rows)
+    with torch.no_grad():
+        return loss(model, rows, sigma, g).mean().item()
+
+
+def _steps(
+    model: Preconditioned,
+    x: Batch,
+    loss: WeightedLoss,
+    levels: NoiseLevels,
+    recipe: Recipe,
+    average: Average,
+    generator: torch.Generator | None,
+) -> Iterator[tuple[int, float, float, float]]:
+    """The loop: yields (steps, progress, mean loss, seconds) each time a look is due."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+    batches = _batches(x, recipe.batch_size, generator)
+    total, since, start = torch.zeros((), device=x.device), 0, time.perf_counter()
+    model.train()
+    for step in range(recipe.n_steps):
+        progress = max(step / recipe.n_steps, (time.perf_counter() - start) / recipe.max_seconds)
+        optimiser.param_groups[0]["lr"] = recipe.rate(step, progress)
+        rows = next(batches)
+        sigma = levels.draw(len(rows), generator=generator, like=rows)
+        with _dropout_from(generator, step):
+            value = loss(model, rows, sigma, generator).mean()
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()
+        nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        optimiser.step()
+        average.update(step)
+        total, since = total + value.detach(), since + 1
+        done = step + 1 == recipe.n_steps or progress >= 1
+        if done or (step + 1) % recipe.evaluate_every == 0:
+            mean = (total / since).item()
+            if not math.isfinite(mean):
+                raise InputError(
+                    f"training: the loss is not finite at step {step + 1}; want a smaller learning rate or sane data"
+                )
+            yield step + 1, min(progress, 1.0) if not done else 1.0, mean, time.perf_counter() - start
+            total, since = torch.zeros_like(total), 0
+        if done:
+            return
+
+
+@contextmanager
+def _dropout_from(generator: torch.Generator | None, step: int) -> Iterator[None]:
+    """Dropout draws from torch's global source: seed it by the generator's seed and the step, and put it back after."""
+    if generator is None:
+        yield
+        return
+    on_gpu = generator.device.type == "cuda"
+    source = torch.cuda.default_generators[generator.device.index or 0] if on_gpu else torch.default_generator
+    state = source.get_state()
+    source.manual_seed((generator.initial_seed() + step) % 2**63)
+    try:
+        yield
+    finally:
+        source.set_state(state)
+
+
+def _batches(x: Batch, size: int, generator: torch.Generator | None) -> Iterator[Batch]:
+    """Endless batches of one size, by shuffled passes over the rows, several a batch if they are few."""
+    order = torch.empty(0, dtype=torch.long, device=x.device)
+    while True:
+        while len(order) < size:
+            order = torch.cat([order, torch.randperm(len(x), generator=generator, device=x.device)])
+        yield x[order[:size]]
+        order = order[size:]
