@@ -15,11 +15,13 @@ from gradlogp._shapes import Batch, InputError, as_batch, same_event
 from gradlogp.audit.result import Audit, Repeats
 from gradlogp.audit.view import Floats, View
 from gradlogp.diagnostics import calibration, curl, memorisation, nearest_neighbours, score_error, self_check
+from gradlogp.diagnostics.references import default_noise
 from gradlogp.kernels import Gaussian
 from gradlogp.models import ScoreModel
 from gradlogp.training import Record
 
 MIN_ROWS = 8  # held-out rows, at least
+MIN_DRAWS = 1024  # noisy draws a level, at least: rows, not draws, are what is scarce
 N_SAMPLES = 256
 SAMPLING_STEPS = 16
 _CHECK_DRAWS = 128  # of the self-check; a broken loss is tens of standard errors off
@@ -71,7 +73,8 @@ def measure(
         known += [x_train] if others else []
     clock = _Clock(progress)
     with clock.bar:
-        error = clock("score error", score_error, model, known, x_test, kernels, generator=g)
+        noise = default_noise(len(x_test), MIN_DRAWS)
+        error = clock("score error", score_error, model, known, x_test, kernels, n_noise=noise, generator=g)
         check = clock(
             "self-check", self_check, model, x_test[:_CHECK_DRAWS], _middle(model, kernels),
             min_draws=_CHECK_DRAWS, generator=g,

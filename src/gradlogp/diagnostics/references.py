@@ -30,9 +30,9 @@ _WORKSPACE = 2**22  # numbers a chunk of draws may spread over
 _NEGLIGIBLE = 1e-9
 
 
-def default_noise(n_rows: int) -> int:
-    """Draws for each row, an even number, that make 4096 draws at least."""
-    return 2 * math.ceil(MIN_DRAWS / (2 * n_rows))
+def default_noise(n_rows: int, min_draws: int = MIN_DRAWS) -> int:
+    """Draws for each row, an even number, that make so many draws at least."""
+    return 2 * math.ceil(min_draws / (2 * n_rows))
 
 
 @dataclass(frozen=True)

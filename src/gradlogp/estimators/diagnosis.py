@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from gradlogp._shapes import InputError, as_count
-from gradlogp.audit import MIN_ROWS, Audit, View, check_folder, measure
+from gradlogp.audit import MIN_DRAWS, MIN_ROWS, Audit, View, check_folder, measure
 from gradlogp.diagnostics import Bracket, Estimate, LevelError, ScoreError, score_error
+from gradlogp.diagnostics.references import default_noise
 from gradlogp.estimators.parameters import device_from, generator_from
 from gradlogp.estimators.units import are_pixels
 from gradlogp.kernels import Gaussian
@@ -45,7 +46,8 @@ def held_out_error(
     """The score error on the rows held out in training; None where they are too few."""
     if len(rows) < MIN_ROWS:
         return None
-    return score_error(model, [model.skip], rows, ladder(levels), generator=generator)
+    noise = default_noise(len(rows), MIN_DRAWS)
+    return score_error(model, [model.skip], rows, ladder(levels), n_noise=noise, generator=generator)
 
 
 def diagnose(

@@ -269,7 +269,7 @@ class _Stream:
             self._again(*self._near(logits, top, hidden, None, everything)[0], rows)
             return True
         if self._n_blocks >= self._try_at:
-            (query, row), few = self._near(logits, top, hidden, None, _FEW * everything)
+            (query, row), few = self._near(logits, top, hidden, None, int(_FEW * everything))
             if few:
                 self._again(query, row, rows)
                 self._total.index_add_(0, query, logits[query, row].exp().double())
@@ -280,7 +280,7 @@ class _Stream:
         return False
 
     def _near(
-        self, logits: Tensor, top: Tensor, hidden: tuple[Tensor, Tensor] | None, some: Tensor | None, most: float
+        self, logits: Tensor, top: Tensor, hidden: tuple[Tensor, Tensor] | None, some: Tensor | None, most: int
     ) -> tuple[tuple[Tensor, Tensor], bool]:
         """The pairs whose share may not be negligible, of some queries: query and row; and whether within ``most``."""
         floor = (self._best - self._margin - self._level).to(logits)
