@@ -89,7 +89,7 @@ class Page(HTMLParser):
 def test_numbers_are_those_of_the_diagnostics():
     g, again = (torch.Generator().manual_seed(5) for _ in range(2))
     found = audit.measure(law(), TEST, KERNELS, x_train=TRAIN, generator=g, progress=False)
-    assert found.score_error == score_error(law(), [TRAIN], TEST, KERNELS, generator=again)
+    assert found.score_error == score_error(law(), [TRAIN], TEST, KERNELS, n_noise=4, generator=again)
     assert found.neighbours == nearest_neighbours(torch.from_numpy(found.samples).float(), TRAIN, TEST)
     assert found.self_check.holds
     assert found.repeats == audit.Repeats(300, 0, 300, 0)

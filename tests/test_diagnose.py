@@ -16,6 +16,7 @@ import torch
 from gradlogp import InputError, ScoreDensity, audit
 from gradlogp.cli import main
 from gradlogp.diagnostics import ScoreError, score_error
+from gradlogp.diagnostics.references import default_noise
 from gradlogp.estimators import diagnosis
 from gradlogp.kernels import Gaussian
 
@@ -76,7 +77,7 @@ def test_fit_measures_the_error_on_its_held_out_rows(est, monkeypatch):
     assert np.ptp(np.diff(np.log(sigma))) < 1e-9
     seen = []
 
-    def watched(model, reference, rows, kernels, generator):
+    def watched(model, reference, rows, kernels, n_noise, generator):
         seen.append((reference, rows, score_error(model, reference, rows, kernels[:1], generator=generator)))
         return seen[-1][-1]
 
@@ -158,7 +159,8 @@ def test_diagnose_measures_the_rows_given_in_the_models_units(est, found):
     test, train = (units.to_model(x.to_numpy().astype(float)) for x in (TEST, TRAIN))
     kernels = [Gaussian(v.sigma) for v in found.score_error.levels]
     generator = torch.Generator().manual_seed(0)
-    want = score_error(est.model_, [est.model_.skip, train], test, kernels, generator=generator)
+    noise = default_noise(len(test), audit.MIN_DRAWS)
+    want = score_error(est.model_, [est.model_.skip, train], test, kernels, n_noise=noise, generator=generator)
     assert same(found.score_error, want)
     assert found.repeats == audit.Repeats(100, 0, 40, 0)
     assert found.history == tuple(est.history_)

@@ -1,6 +1,6 @@
 """Gaussian kernels over a data set: softmax attention, streamed, in two matrix products and with all its digits.
 
-With c about the data's mean, y = x_t − alpha·c and x̃_i = x_i − c, the logit of row i is
+With c a centre of the data, y = x_t − alpha·c and x̃_i = x_i − c, the logit of row i is
 
     −‖x_t − alpha·x_i‖²/(2 sigma²) = [alpha·⟨y, x̃_i⟩ − alpha²‖x̃_i‖²/2]/sigma² − ‖y‖²/(2 sigma²).
 
@@ -83,10 +83,10 @@ def spread(queries: Queries, table: Table, log_sum: Tensor, mean: Tensor) -> Ten
 
 
 def _centre_and_length(table: Table) -> tuple[Tensor, float]:
-    """About the mean, and the unit of length in which the product neither overflows nor underflows."""
-    rows = table.some().double()
-    centre = rows.mean(0).to(table.data.dtype).double()  # a row less this is rounded once
-    length = (rows - centre).square().mean().sqrt().item()
+    """A centre, and the unit of length in which the product neither overflows nor underflows; by medians."""
+    rows = table.some()
+    centre = rows.median(0).values.double()
+    length = (rows.double() - centre).square().mean(1).sqrt().median().item()
     return centre, 1.0 if length == 0 or 1e-3 < length < 1e3 else 2.0 ** round(math.log2(length))
 
 
@@ -150,7 +150,7 @@ class _Stream:
         y = (queries.x_t - alpha[:, None] * self._centre) / length
         norm = y.norm(dim=1)
         scale = torch.minimum(1 / variance, torch.finfo(dtype).max ** 0.4 / (alpha * norm + alpha**2).clamp_min(1e-300))
-        self._unit = scale * variance  # 1, or less where the product would overflow: then it only finds rows
+        self._unit = scale * variance  # 1, or less where the product would overflow; δ is large there
         self._left_out = norm**2 / (2 * variance)
         parts = [(-(alpha**2) / 2 * scale)[:, None], (alpha * scale)[:, None] * y, torch.zeros_like(norm)[:, None]]
         self._left = torch.cat(parts, 1).to(dtype)
@@ -188,8 +188,6 @@ class _Stream:
         if self._few(logits, top, hidden, rows):
             return
         weights = logits.clamp_(min=_SMALLEST).exp_()
-        if hidden is not None:
-            weights[hidden] = 0
         if self._some_coarse:
             weights[self._coarse] = 0
         if self._moderate:
@@ -235,7 +233,7 @@ class _Stream:
         """δ at a larger R, and what follows from it for each query."""
         self._radius = radius
         delta = self._rounding_of[0] * radius + self._rounding_of[1] * radius**2
-        self._coarse = ~(delta <= _COARSE) | (self._unit < 0.99)
+        self._coarse = ~(delta <= _COARSE)
         self._some_coarse, self._all_coarse = bool(self._coarse.any()), bool(self._coarse.all())
         self._moderate = bool((~self._coarse & (delta > self._tolerance)).any())
         self._share = torch.where(self._coarse, math.inf, self._tolerance / delta)
