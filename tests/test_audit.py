@@ -171,7 +171,7 @@ def test_a_good_model_is_called_good(good):
     most = words.percent(max(v.relative[1] for v in good.score_error.levels if v.relative[1] <= 0.1))
     assert s.good.startswith("Good: at ")
     assert f"at most {most} of the score's size" in s.good
-    assert "nothing points to memorised rows" in s.good
+    assert "no rows look memorised" in s.good
     assert "no fault shows in the size and the symmetry of the score" in s.good
     assert s.not_good.startswith(("No fault", "Not good: at σ"))
     assert "held-out rows" in s.to_try or s.to_try == "To try: nothing has to change."
@@ -193,7 +193,7 @@ def test_a_bad_model_is_called_bad(bad):
     assert f"the score error is at least {words.percent(worst)} of the score's size" in s.not_good
     slope = min((v.slope for v in bad.calibration.levels), key=lambda v: v.value + 3 * v.stderr)
     assert f"the scores are too large: {words.shown(slope)} times them" in s.not_good
-    assert "whether training rows were memorised is not measured" in s.not_good
+    assert "the training rows were not given: nothing is known of memorisation" in s.not_good
     assert s.to_try == "To try: train on more rows or with a wider network (width)."
 
 
@@ -267,7 +267,7 @@ def test_training_that_never_helped_is_told(good):
     history = (record(0, 0.5, 0.2), record(100, 0.6, 0.3, best=False))
     s = replace(good, history=history).sentences
     assert "no step of training was better than the closed form alone" in s.not_good
-    assert s.to_try.startswith("To try: train on more rows, or set another learning_rate")
+    assert s.to_try.startswith("To try: train on more rows: on these")
     assert "no fault" not in s.good
 
 

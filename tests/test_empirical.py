@@ -137,8 +137,8 @@ def test_every_view_under_any_noise_is_brute_force(view: str, noise: str, dtype:
     for name, value in got.items():
         assert value.dtype == dtype
         want = np.array([getattr(h, name) for h in hands])
-        scale = 1e-12 if name == "half_target_variance" else np.abs(want).max() * 1e-3
-        np.testing.assert_allclose(value, want, rtol=tol, atol=tol * scale, err_msg=name)
+        atol = 1e-18 if name == "half_target_variance" else tol * np.abs(want).max() * 1e-3
+        np.testing.assert_allclose(value, want, rtol=tol, atol=atol, err_msg=name)
     both = model.log_prob_and_score(x_t, kernel)
     torch.testing.assert_close(both, (got["log_prob"], got["score"]), rtol=tol, atol=tol)
 
@@ -250,7 +250,7 @@ def test_digits_are_kept_at_every_noise_level(kind: str, d: int, alpha: float, r
     got_log_prob, got = Empirical(data).log_prob_and_score(x_t, Gaussian(sigma, alpha))
     stuck = np.linalg.norm(score, axis=1) == 0  # x_t rounded onto a row
     assert relative(got[~stuck], score[~stuck]) < 1e-5
-    assert float((np.abs(got_log_prob.double().numpy() - log_prob) / size).max()) < 1e-6
+    assert float((np.abs(got_log_prob.double().numpy() - log_prob) / size).max()) < 2e-6
     got_log_prob, got = Empirical(data.double()).log_prob_and_score(x_t.double(), Gaussian(sigma.double(), alpha))
     assert relative(got[~stuck], score[~stuck]) < 1e-10
     assert float((np.abs(got_log_prob.numpy() - log_prob) / size).max()) < 1e-11

@@ -547,16 +547,20 @@ def test_a_wild_model_is_known_to_be_wild() -> None:
 
 def test_what_the_report_says() -> None:
     exact = score_error(times(0.9, TRUTH), TRUTH, X, LADDER, n_noise=4)
-    assert str(exact) == "score error at σ ≥ 0.02: 1 % to 1 % of the score's size"
+    assert str(exact) == "score error (95 %) at σ ≥ 0.02: 1 % to 1 % of the score's size at worst"
     assert str(exact.levels[0]) == "σ = 5: score error 1 % to 1 % of the score's size (exact)"
     assert exact.known_from == 0.02
     found = score_error(times(0.9, MIXTURE), None, X, LADDER, n_noise=10)
     assert found.known_from > 0.3
-    assert str(found).startswith(f"score error at σ ≥ {found.known_from:.2g}: ")
-    assert "; below: at least " in str(found)
+    assert str(found).startswith(f"score error (95 %) at σ ≥ {found.known_from:.2g}: ")
+    assert "; below: " in str(found)
+    assert "repeat" not in str(found)
     low = score_error(CONSTANT, None, X[:10], LADDER[1])
     assert low.known_from == math.inf
-    assert str(low).startswith("score error at the worst level: at least ")
+    assert str(low).startswith("score error (95 %) at every level: ")
+    twice = score_error(CONSTANT, None, X[:10].repeat(2, 1), LADDER[1])
+    assert twice.n_repeats == 10
+    assert str(twice).endswith("10 of 20 rows repeat others: this holds only if they are draws, not copies")
 
 
 def test_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,9 @@ def as_level(value: object, name: str, *, positive: bool = True) -> Tensor:
 def require_batch(x: object, name: str = "x") -> Batch:
     """Check that x is a floating tensor ``(B, *event)`` with an event dimension; its values are not looked at."""
     if not isinstance(x, Tensor):
-        raise InputError(f"{name}: got {type(x).__name__}, want a torch.Tensor of shape (B, *event)")
+        raise InputError(
+            f"{name}: got {type(x).__name__}, want a torch.Tensor of shape (B, *event), as torch.as_tensor makes"
+        )
     if not x.is_floating_point():
         raise InputError(f"{name}: got dtype {x.dtype}, want a floating dtype such as float32")
     if x.ndim < 2 or x.numel() == 0:

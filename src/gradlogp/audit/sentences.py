@@ -59,7 +59,9 @@ def sentences_of(audit: Audit) -> Sentences:
     worst = [fault.text for fault in faults[:NAMED]] + [fault.text for fault in unknown]
     bad = "Not good: " + "; ".join(worst) if worst else "No fault was found at any level"
     if audit.memorisation is None:
-        bad += "; whether training rows were memorised is not measured: they were not given"
+        bad += (
+            "; the training rows were not given: nothing is known of memorisation, and all holds only if none is here"
+        )
     return Sentences(_good(audit, faults), bad + ".", _to_try(audit, [*faults, *unknown]) + ".")
 
 
@@ -78,7 +80,7 @@ def _good(audit: Audit, faults: Sequence[Fault]) -> str:
     memory, near = audit.memorisation, audit.neighbours
     if memory is not None and near is not None and not [*_memorised(audit), *_copies(audit)]:
         copies = f"{percent_of(near.copies)} of the samples against {percent_of(near.held_out_copies)} of new rows"
-        parts.append(f"nothing points to memorised rows (near copies: {copies})")
+        parts.append(f"where the score error may exceed a tenth, no rows look memorised (near copies: {copies})")
     if not faults:
         parts.append("no fault shows in the size and the symmetry of the score")
     start = "Good: " if _close(audit, 0.5) or len(parts) > 1 else "Good: little; "
@@ -204,11 +206,11 @@ def _rotating(audit: Audit) -> Iterator[Fault]:
 def _untrained(audit: Audit) -> Iterator[Fault]:
     if len(audit.history) > 1 and kept(audit.history).step == 0:
         text = "no step of training was better than the closed form alone, which was kept"
-        yield Fault(text, "train on more rows, or set another learning_rate")
+        yield Fault(text, "train on more rows: on these a network learns nothing that holds for new ones")
 
 
 _RULES: tuple[Say, ...] = (
-    _broken, _leaked, _memorised, _copies, _wrong, _far, _miscalibrated, _rotating, _untrained,
+    _broken, _leaked, _untrained, _memorised, _copies, _wrong, _far, _miscalibrated, _rotating,
 )  # fmt: skip
 
 

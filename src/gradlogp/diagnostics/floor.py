@@ -11,6 +11,7 @@ from scipy.integrate import cubature
 
 from gradlogp._shapes import InputError, as_count, squared_norm
 from gradlogp.diagnostics.estimates import Estimate
+from gradlogp.diagnostics.ladder import as_kernels
 from gradlogp.kernels import Kernel
 from gradlogp.models import GaussianReference, gaussian_form
 from gradlogp.oracles import Empirical, GaussianMixture, Oracle, Quadrature
@@ -35,14 +36,15 @@ def floor(oracle: Oracle, kernel: Kernel, *, n: int = 20_000, generator: torch.G
         generator: source of the draws; None is a fixed seed.
 
     Returns:
-        The floor in nats per squared unit of the data; its ``stderr`` is the numerical error of a closed form or a
+        The floor in 1/(data unit)², the unit of the loss; its ``stderr`` is the numerical error of a closed form or a
         quadrature.
 
     Raises:
         InputError: a kernel with a level for each row.
     """
-    if kernel.alpha.ndim or kernel.sigma.ndim:
-        raise InputError(f"kernel: got {kernel!r}, want one level for all rows")
+    if not isinstance(oracle, Oracle):
+        raise InputError(f"floor: got {type(oracle).__name__}, want an oracle; rows become one by oracles.Empirical")
+    (kernel,) = as_kernels([kernel])
     if isinstance(oracle, GaussianMixture) and len(oracle.means) == 1:
         if not bool(oracle.variances.any()):  # a point mass
             return Estimate(0.0, 0.0)

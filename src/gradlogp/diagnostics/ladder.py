@@ -22,8 +22,8 @@ def as_kernels(kernels: Kernel | Iterable[Kernel]) -> tuple[Kernel, ...]:
     """Check one kernel or several, each with one level for all rows."""
     several = (kernels,) if isinstance(kernels, Kernel) else tuple(kernels) if isinstance(kernels, Iterable) else ()
     if not several or not all(isinstance(k, Kernel) for k in several):
-        got = "none" if isinstance(kernels, Sequence) and not kernels else repr(kernels)
-        raise InputError(f"kernels: got {got}, want a kernel or a sequence of kernels")
+        got = "none" if isinstance(kernels, Sequence) and not kernels else " ".join(repr(kernels).split())[:80]
+        raise InputError(f"kernels: got {got}, want a kernel or a sequence of kernels, e.g. kernels.Gaussian(0.1)")
     for k in several:
         if k.alpha.ndim or k.sigma.ndim:
             raise InputError(f"kernels: got {k!r}, want one level for all rows")
@@ -70,6 +70,9 @@ def score_at(model: ScoreModel, x_t: Batch, kernel: Kernel) -> Batch:
     Raises:
         InputError: a score that is not finite or not of the shape of x_t.
     """
+    if not callable(getattr(model, "score", None)):
+        got = type(model).__name__
+        raise InputError(f"model: got {got}, want a score model; for a fitted estimator use its diagnose")
     psi = model.score(x_t, kernel)
     if psi.shape != x_t.shape:
         raise InputError(f"model: its score has shape {tuple(psi.shape)}, want that of x_t, {tuple(x_t.shape)}")

@@ -73,11 +73,13 @@ class ScoreError:
         levels: one for each kernel.
         n_rows: held-out rows used.
         n_draws: noisy draws a level.
+        n_repeats: rows that repeat an earlier one.
     """
 
     levels: tuple[LevelError, ...]
     n_rows: int
     n_draws: int
+    n_repeats: int = 0
 
     def __str__(self) -> str:
         known = self.known_from
@@ -86,13 +88,27 @@ class ScoreError:
         rest = [level for level in ordered if level.sigma < known]
         parts = []
         if top:
-            parts.append(f"at σ ≥ {known:.2g}: {_between(*_worst(top))} of the score's size")
+            at_worst = " at worst" if len(top) > 1 else ""
+            parts.append(f"at σ ≥ {known:.2g}: {_between(*_worst(top))} of the score's size{at_worst}")
         if rest:
-            where = "below" if top else "at the worst level"
+            where = "below" if top else "at every level"
             estimated = [level.sigma for level in rest if level.verdict == ESTIMATED]
             guess = f" (estimated at σ = {', '.join(f'{s:.2g}' for s in estimated)})" if estimated else ""
-            parts.append(f"{where}: at least {_percent(_worst(rest)[0])}{guess}")
-        return "score error " + "; ".join(parts)
+            worst = max(rest, key=lambda level: level.relative[0])
+            least = worst.relative[0]
+            said = (
+                f"at worst at least {_percent(least)} (σ = {worst.sigma:.2g})" if least else "not known from these rows"
+            )
+            parts.append(f"{where}: {said}{guess}")
+        return "score error (95 %) " + "; ".join(parts) + self._repeats()
+
+    def _repeats(self) -> str:
+        """A caution where rows repeat: it is right if they are draws of a discrete law, wrong if they are copies."""
+        if not self.n_repeats:
+            return ""
+        return (
+            f"; {self.n_repeats} of {self.n_rows} rows repeat others: believe this only if they are draws, not copies"
+        )
 
     @property
     def known_from(self) -> float:

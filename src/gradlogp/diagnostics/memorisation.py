@@ -101,7 +101,7 @@ def memorisation(
         kernels: one kernel or several, of any class, each with one level for all rows.
         n_noise: draws of noise for each row; by default enough for 512 noisy rows on each side.
         max_rows: rows of each kind at which the model is evaluated, at most, drawn at random.
-        generator: source of the draws.
+        generator: source of the draws; None is a fixed seed, so that two calls agree.
 
     Raises:
         InputError: x_train or x_test not finite batches of one event shape with 2 rows at least, rows that do not vary,
@@ -110,6 +110,7 @@ def memorisation(
     Reference: Fieller (1954), "Some problems in interval estimation", for the interval of a ratio.
     """
     several = as_kernels(kernels)
+    generator = generator or torch.Generator().manual_seed(0)
     x_train = as_rows(x_train, "x_train")
     x_test = same_event(as_rows(x_test, "x_test"), tuple(x_train.shape[1:]), "x_test").to(x_train)
     memory, pooled = Empirical(x_train), _pooled(torch.cat([x_train, x_test]))

@@ -89,7 +89,8 @@ def score_error(
         for kernel in levels:
             sides = measure(model, rows, kernel, comparisons, n, generator)
             found.append(_bracketed(sides, kernel, rows, len(levels)))
-    return ScoreError(tuple(found), len(x_test), n * len(x_test))
+    repeats = len(x_test) - len(torch.unique(x_test.flatten(1), dim=0))
+    return ScoreError(tuple(found), len(x_test), n * len(x_test), repeats)
 
 
 def _known(reference: Any, x_test: Tensor) -> tuple[Oracle | None, dict[str, ScoreModel]]:
@@ -142,13 +143,13 @@ def _models_of(other: Tensor, x_test: Tensor, which: str) -> dict[str, ScoreMode
 
 
 def _among(rows: Tensor, others: Tensor) -> Tensor:
-    """Which rows are also among the others, to the last digit, ``(N,)``."""
+    """Which rows are also among the others, to the digits of float32, ``(N,)``."""
     known = {row.tobytes() for row in _contiguous(others)}
     return torch.tensor([row.tobytes() in known for row in _contiguous(rows)], device=rows.device)
 
 
 def _contiguous(x: Tensor) -> Any:
-    return (x.detach().flatten(1).double() + 0.0).cpu().numpy()  # −0 is 0
+    return (x.detach().flatten(1).float() + 0.0).cpu().numpy()  # −0 is 0; a float64 copy of float32 rows is a copy
 
 
 def _exact(
@@ -209,9 +210,9 @@ def _bracketed(sides: Sides, kernel: Kernel, rows: Rows, n_levels: int) -> Level
     return LevelError(
         kernel=kernel,
         dsm=_with(sides.dsm.estimate, numerical),
-        floor=Bracket(_with(least.lower, numerical), _with(least.upper, numerical)),
+        floor=Bracket(_with(_at_least_0(least.lower), numerical), _with(_at_least_0(least.upper), numerical)),
         error=error,
-        size=Bracket(_with(size.lower, numerical), _with(size.upper, numerical)),
+        size=Bracket(_with(_at_least_0(size.lower), numerical), _with(_at_least_0(size.upper), numerical)),
         r2=r2,
         interval=interval,
         r2_interval=(min(r2_low, float(_r2(skill.value, torch.tensor(interval[1])))), r2_high),
@@ -237,6 +238,11 @@ def _r2(skill: Tensor, error: Tensor) -> Tensor:
 def _with(estimate: Estimate, numerical: float) -> Estimate:
     """The estimate with a numerical error added in quadrature."""
     return Estimate(estimate.value, math.hypot(estimate.stderr, numerical))
+
+
+def _at_least_0(estimate: Estimate) -> Estimate:
+    """What cannot be negative is not shown so."""
+    return Estimate(max(0.0, estimate.value), estimate.stderr)
 
 
 def _both(estimate: Estimate) -> Bracket:

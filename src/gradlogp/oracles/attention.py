@@ -28,9 +28,9 @@ from gradlogp.oracles.tables import Table
 
 _LOGITS = 2**18  # logits at a time: 1 MB in float32, which stays in the cache
 _NUMBERS = 2**21  # of a block of rows
-_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-11}  # of a share's bound, by the dtype of the answer
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-13}  # of a share's bound, by the dtype of the answer
 _NEGLIGIBLE = 1e-2  # what shares may be dropped together, in tolerances
-_COARSE = 1e-2  # a δ above which the product only finds the rows that count
+_COARSE = {torch.float32: 1e-2, torch.float64: 1e-6}  # a δ above which the product only finds the rows that count
 _NARROW = 16  # coordinates, below which a product in float64 costs little
 _LIFT = 20.0  # by how much a logit may exceed its reference before that is raised
 _SMALLEST = -80.0  # below, a weight is nothing beside 1; a denormal number would slow the second product
@@ -53,10 +53,10 @@ def log_sum_and_mean(queries: Queries, table: Table, dtype: torch.dtype, *, mean
         dtype: float32 where digits to float32's are wanted, else float64.
         mean: whether to take the second product.
     """
-    d, tolerance = queries.x_t.shape[1], _TOLERANCE[dtype]
+    d = queries.x_t.shape[1]
     size = max(1, min(_LOGITS // len(queries.x_t), _NUMBERS // (d + 2), 8192))
     for working in (torch.float32, torch.float64) if dtype == torch.float32 and d >= _NARROW else (torch.float64,):
-        stream = _Stream(queries, table, working, tolerance, mean)
+        stream = _Stream(queries, table, working, dtype, mean)
         for start, rows in table.blocks(size):
             stream.add(start, rows)
             if stream.crowded:
@@ -141,9 +141,10 @@ class _Exact:
 class _Stream:
     """The sums over the rows met so far, for one block of queries."""
 
-    def __init__(self, queries: Queries, table: Table, dtype: torch.dtype, tolerance: float, mean: bool) -> None:
-        self._queries, self._dtype, self._tolerance, self._mean = queries, dtype, tolerance, mean
-        self._negligible = math.log(len(table) / (_NEGLIGIBLE * tolerance))
+    def __init__(self, queries: Queries, table: Table, dtype: torch.dtype, answer: torch.dtype, mean: bool) -> None:
+        self._queries, self._dtype, self._mean = queries, dtype, mean
+        self._tolerance, self._most = _TOLERANCE[answer], _COARSE[answer]
+        self._negligible = math.log(len(table) / (_NEGLIGIBLE * self._tolerance))
         self._centre, length = _centre_and_length(table)
         self._length = length
         alpha, variance = queries.alpha, (queries.sigma / length) ** 2
@@ -192,7 +193,9 @@ class _Stream:
             weights[self._coarse] = 0
         if self._moderate:
             self._again(*self._heavy(weights, top), rows)
-        self._recent.addmm_(weights, right[:, 1:] if self._mean else right[:, -1:])
+        self._recent[:, -1] += weights.sum(1)
+        if self._mean:
+            self._recent[:, :-1].addmm_(weights, right[:, 1:-1])
         if self._n_blocks % _FLUSH == 0:
             self._flush()
 
@@ -233,7 +236,7 @@ class _Stream:
         """δ at a larger R, and what follows from it for each query."""
         self._radius = radius
         delta = self._rounding_of[0] * radius + self._rounding_of[1] * radius**2
-        self._coarse = ~(delta <= _COARSE)
+        self._coarse = ~(delta <= self._most)
         self._some_coarse, self._all_coarse = bool(self._coarse.any()), bool(self._coarse.all())
         self._moderate = bool((~self._coarse & (delta > self._tolerance)).any())
         self._share = torch.where(self._coarse, math.inf, self._tolerance / delta)

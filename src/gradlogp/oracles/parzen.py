@@ -70,7 +70,8 @@ class Parzen(ScoreModel):
     def half_target_variance(self, x_t: Batch, kernel: Kernel) -> Rows:
         """½ Σ_i w_i ‖∇log k(x_t | x_i) − ∇log p_σ(x_t)‖², the variance that no model of the target explains, ``(B,)``.
 
-        Its mean over x_t ~ p_σ is −C = J_DSM of this very score. By differences, so never negative. Two passes.
+        Its mean over x_t ~ p_σ is −C = J_DSM of this very score. By differences, so never negative, and right to 1e-10
+        of itself down to where the mean's own rounding shows, 1e-24 of the kernel's Fisher information. Two passes.
         """
         x_t = same_event(x_t, self.event_shape, "x_t")
         return self._over_sights(_half_variance, x_t.double(), kernel, _score)[0].to(x_t.dtype)

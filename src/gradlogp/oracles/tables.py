@@ -88,9 +88,9 @@ class Table:
         return self.blocks(max(1, _BLOCK // max(self.data[0].numel(), 1)))
 
     def some(self) -> Tensor:
-        """32 runs of 32 rows, spread evenly, or all if they are no more, ``(n, D)``."""
+        """32 runs of 8 rows, spread evenly, or all if they are no more, ``(n, D)``."""
         n = len(self)
-        runs = [(0, n)] if n <= 1024 else [(round(i * (n - 32) / 31), 32) for i in range(32)]
+        runs = [(0, n)] if n <= 256 else [(round(i * (n - 8) / 31), 8) for i in range(32)]
         return torch.cat([self.read(start, start + size) for start, size in runs])
 
 

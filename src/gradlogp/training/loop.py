@@ -46,7 +46,8 @@ def train(
         held_out: rows that are never trained on, ``(M, *event)``.
         levels: noise levels to train on.
         recipe: how to train.
-        objective: loss of a row; by default :class:`~gradlogp.objectives.DenoisingScoreMatching`.
+        objective: loss of a row; by default :class:`~gradlogp.objectives.DenoisingScoreMatching` with the batch as
+            references, whose target has less noise: ``benchmarks/stable_target.py``.
         average: the running average of the weights, for a caller that wants to see it between records.
         generator: source of every draw.
 
@@ -54,7 +55,8 @@ def train(
         InputError: x or held_out not finite batches, or a loss that is not finite (the best weights so far are kept).
     """
     recipe, (x, held_out) = recipe or Recipe(), (as_batch(x), as_batch(held_out, "held_out"))
-    loss = WeightedLoss(objective or DenoisingScoreMatching(), model.skip.reference)
+    objective = objective or DenoisingScoreMatching(references=recipe.batch_size)
+    loss = WeightedLoss(objective, model.skip.reference)
     seed = int(
         torch.randint(2**31, (), generator=generator, device=generator.device if generator is not None else None)
     )
