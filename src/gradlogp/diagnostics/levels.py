@@ -106,9 +106,7 @@ class ScoreError:
         """A caution where rows repeat: it is right if they are draws of a discrete law, wrong if they are copies."""
         if not self.n_repeats:
             return ""
-        return (
-            f"; {self.n_repeats} of {self.n_rows} rows repeat others: believe this only if they are draws, not copies"
-        )
+        return f"; {self.n_repeats} of {self.n_rows} rows repeat others: this holds only if they are draws, not copies"
 
     @property
     def known_from(self) -> float:

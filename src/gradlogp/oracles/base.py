@@ -1,4 +1,4 @@
-"""What an oracle is, and the posterior average over weighted points that two of them share."""
+"""What an oracle is, chunks of rows, and the posterior average over weighted points."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ _WORKSPACE = 2**22  # numbers a chunk of rows may spread over: 32 MB in float64
 
 
 class Oracle(ScoreModel):
-    """An exact density p and its convolution with a kernel. It computes in float64 and answers in the dtype of x_t."""
+    """An exact density p and its convolution with a kernel.
+
+    It computes in float64, or so that digits are kept, and answers in the dtype of x_t.
+    """
 
     event_shape: tuple[int, ...]
 
