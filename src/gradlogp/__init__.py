@@ -10,7 +10,18 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = ("data", "diagnostics", "kernels", "models", "networks", "objectives", "oracles", "samplers", "training")
+_MODULES = (
+    "data",
+    "diagnostics",
+    "kernels",
+    "models",
+    "networks",
+    "objectives",
+    "oracles",
+    "processes",
+    "samplers",
+    "training",
+)
 
 __all__ = ["InputError", "ScoreDensity", "__version__", *_MODULES]
 

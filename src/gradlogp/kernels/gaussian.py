@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradlogp._shapes import (
     Batch,
+    InputError,
     Level,
     Rows,
     as_level,
@@ -83,6 +84,32 @@ class Gaussian(Kernel):
         some.sigma, some.alpha = at_rows(self.sigma, index), at_rows(self.alpha, index)
         return some
 
+    def after(self, other: Gaussian) -> Gaussian:
+        """The kernel of ``other`` and then this one: alpha = alpha₂·alpha₁, sigma² = alpha₂² sigma₁² + sigma₂².
+
+        Draws of ``k2.after(k1)`` given x have the law of ``k2.sample(k1.sample(x))``: Gaussians are closed under
+        composition (Chapman–Kolmogorov).
+
+        Args:
+            other: the kernel that comes first, 1 above; its levels are scalars, or as many as this one's.
+
+        Raises:
+            InputError: the other kernel is not Gaussian, or has levels for another number of rows.
+
+        Reference: Särkkä and Solin (2019), "Applied stochastic differential equations", chapter 6.
+        """
+        if not isinstance(other, Gaussian):
+            raise InputError(f"after: got {other!r}, want a Gaussian kernel")
+        same_rows("after: noise level", self.alpha, self.sigma, other.alpha, other.sigma)
+        return Gaussian(torch.hypot(self.alpha * other.sigma, self.sigma), self.alpha * other.alpha)
+
     def gaussian_form(self, event_shape: tuple[int, ...]) -> GaussianForm:  # noqa: ARG002
         """alpha, no shift, K = sigma² I."""
         return GaussianForm(self.alpha, torch.zeros(()), self.sigma**2, "isotropic")
+
+
+def same_rows(name: str, *levels: Level) -> None:
+    """Check that levels are scalars, or as many as each other."""
+    counts = sorted({len(level) for level in levels if level.ndim})
+    if len(counts) > 1:
+        raise InputError(f"{name}: got {counts[0]} and {counts[1]} values, want one value or one a row")
