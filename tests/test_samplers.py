@@ -13,7 +13,7 @@ from gradlogp import InputError
 from gradlogp.kernels import Gaussian, Kernel
 from gradlogp.models import GaussianReference, ScoreFunction
 from gradlogp.oracles import Empirical, GaussianMixture
-from gradlogp.samplers import euler, heun, karras, sample, trajectory
+from gradlogp.samplers import Field, Memory, euler, heun, karras, sample, trajectory
 
 
 def gaussian_data() -> GaussianReference:
@@ -70,11 +70,12 @@ def test_levels_of_karras():
 
 def test_trajectory_yields_the_start_and_each_step(g):
     model = gaussian_data()
-    states = list(trajectory(model, 5, 7, sigma_max=4.0, sigma_min=0.5, generator=g))
+    states = list(trajectory(model, 5, 7, sigma_max=4.0, sigma_min=0.5, step=heun, generator=g))
     assert [s.step for s in states] == list(range(8))
     assert states[0].sigma == pytest.approx(4.0)
     assert states[-1].sigma == pytest.approx(0.5)
-    after = heun(model, states[2].x, torch.tensor(states[2].sigma), torch.tensor(states[3].sigma))
+    s, s_next = (torch.tensor(states[i].sigma, dtype=torch.float64) for i in (2, 3))
+    after = heun(Field(model), states[2].x, s, s_next, Memory(torch.zeros_like))
     torch.testing.assert_close(after, states[3].x, rtol=1e-6, atol=1e-6)
 
 
@@ -120,5 +121,5 @@ def test_a_state_that_is_not_finite_stops_with_step_and_level():
     def bad(x_t: torch.Tensor, kernel: Kernel) -> torch.Tensor:
         return x_t * (torch.nan if kernel.sigma.item() < 1.0 else -1.0)
 
-    with pytest.raises(InputError, match=r"not finite after step \d+ of 20, at sigma = 0\.\d+"):
-        sample(ScoreFunction(bad), torch.zeros(2, 1) + 1, sigma_max=3.0, sigma_min=0.1)
+    with pytest.raises(InputError, match=r"not finite after step \d+ of \d+, at sigma = 0\.\d+"):
+        sample(ScoreFunction(bad), torch.zeros(2, 1) + 1, sigma_max=3.0, sigma_min=0.1, step=heun)

@@ -23,7 +23,7 @@ from gradlogp.training import Record
 MIN_ROWS = 8  # held-out rows, at least
 MIN_DRAWS = 700  # noisy draws a level, at least: rows, not draws, are what is scarce
 N_SAMPLES = 256
-SAMPLING_STEPS = 16
+SAMPLING_STEPS = 20
 _CHECK_DRAWS = 128  # of the self-check; a broken loss is tens of standard errors off
 
 T = TypeVar("T")

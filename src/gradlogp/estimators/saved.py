@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradlogp import samplers
 from gradlogp._shapes import InputError
 from gradlogp.data import Grid, Schema
 from gradlogp.diagnostics import Estimate, ScoreError, SelfCheck
@@ -20,6 +21,9 @@ from gradlogp.training import NoiseLevels, Record
 
 if TYPE_CHECKING:
     from gradlogp.estimators.density import ScoreDensity
+
+
+_PLAN = ("start", "error", "stderr", "n_rows")
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ def parts_of(estimator: ScoreDensity) -> tuple[dict[str, Tensor], dict[str, Any]
         "score_error": diagnosis.to_json(estimator.score_error_),
         "held_out_rows": estimator.n_held_out_,
         "history": [asdict(r) for r in estimator.history_],
+        "sampling": [_plan_to_json(plan) for plan in samplers.kept_plans(estimator.model_) if plan.fitted],
     }
     units = estimator.units_
     tensors = {"units.offset": torch.from_numpy(units.offset), "units.scale": torch.from_numpy(units.scale)}
@@ -74,6 +79,8 @@ def fitted_from(tensors: dict[str, Tensor], config: dict[str, Any]) -> Fitted:
     schema, grid = Schema.from_json(config["schema"]), Grid.from_json(config["grid"])
     if schema.event_shape != model.event_shape:
         raise InputError(f"columns of shape {schema.event_shape} for a model of shape {model.event_shape}")
+    for entry in config.get("sampling", []):
+        samplers.keep(model, _plan_from_json(entry, model))
     units = Units(tensors["units.offset"].numpy(), tensors["units.scale"].numpy())
     if not units.offset.shape == units.scale.shape == schema.event_shape or len(grid.axes) != units.scale.size:
         raise InputError(f"units or grid of another shape than {schema.event_shape}")
@@ -99,6 +106,19 @@ def _record(entry: dict[str, Any]) -> Record:
     return Record(**(told | entry))
 
 
+def _plan_to_json(plan: samplers.Plan) -> dict[str, Any]:
+    kept = {name: getattr(plan, name) for name in _PLAN}
+    return kept | {"levels": plan.levels.tolist(), "weights": [a.tolist() for a in plan.weights]}
+
+
+def _plan_from_json(entry: dict[str, Any], model: Preconditioned) -> samplers.Plan:
+    frame = samplers.Frame.of(model.reference).like(model.skip.mean[None])
+    levels, weights = _doubles(entry["levels"]), tuple(_doubles(a) for a in entry["weights"])
+    if len(levels) != len(weights) + 1 or not bool((levels.diff() < 0).all() and levels[-1] > 0):
+        raise InputError(f"a plan of {len(levels)} levels and {len(weights)} steps")
+    return samplers.Plan(frame, levels=levels, weights=weights, **{k: entry[k] for k in _PLAN})
+
+
 def _model(tensors: dict[str, Tensor], network: dict[str, Any]) -> Preconditioned:
     state = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     mean, eigenvalues, eigenvectors = (state[f"skip.gaussian.{k}"] for k in ("mean", "eigenvalues", "eigenvectors"))
@@ -108,3 +128,7 @@ def _model(tensors: dict[str, Tensor], network: dict[str, Any]) -> Preconditione
         model = Preconditioned(ResidualMLP(**network), skip).float()
     model.load_state_dict(state)
     return model.eval()
+
+
+def _doubles(values: list[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)

@@ -12,6 +12,8 @@ from gradlogp.models.base import (
     count_parameters,
     event_of,
     gaussian_form,
+    isotropic,
+    require_gaussian,
     score_from_denoised,
     tweedie,
 )
@@ -33,6 +35,8 @@ __all__ = [
     "count_parameters",
     "event_of",
     "gaussian_form",
+    "isotropic",
+    "require_gaussian",
     "score_from_denoised",
     "tweedie",
 ]

@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 
 class ScoreModel(nn.Module, ABC):
-    """ψ(x_t; kernel) ≈ ∇log p_σ(x_t), p_σ = p ∗ q, for a batch ``(B, *event)``; its denoiser is the same thing."""
+    """ψ(x_t; kernel) ≈ ∇log p_σ(x_t), p_σ = p ∗ q, for a batch ``(B, *event)``; its denoiser is the same thing.
+
+    Attributes:
+        noise: scale -> kernel, the family of noise that the model was or is to be trained with; None is Gaussian noise.
+    """
+
+    noise: Callable[[float], Kernel] | None = None
 
     @abstractmethod
     def score(self, x_t: Batch, kernel: Kernel) -> Batch:
@@ -90,6 +96,32 @@ class ScoreFunction(ScoreModel):
     def denoise(self, x_t: Batch, kernel: Kernel) -> Batch:
         """Tweedie's formula."""
         return tweedie(x_t, self.score(x_t, kernel), kernel)
+
+
+def isotropic(kernel: Kernel, event_shape: tuple[int, ...]) -> bool:
+    """Whether a kernel is x + N(0, sigma² I)."""
+    form = kernel.gaussian_form(event_shape)
+    if form is None or form.kind != "isotropic":
+        return False
+    return not bool((form.shift != 0).any()) and bool((form.alpha == 1).all())
+
+
+def require_gaussian(model: ScoreModel, what: str) -> None:
+    """Refuse a model that was trained with other noise than Gaussian, for what is right for Gaussian noise only.
+
+    Args:
+        model: any; an exact density has no training noise and passes.
+        what: needs Gaussian noise; the message begins with it.
+
+    Raises:
+        InputError: the model's :attr:`ScoreModel.noise` is not isotropic Gaussian.
+    """
+    kernel = None if model.noise is None else model.noise(1.0)
+    if kernel is not None and not isotropic(kernel, event_of(model) or (1,)):
+        raise InputError(
+            f"{what}: got a model trained with {kernel!r} noise, want Gaussian noise; "
+            "to sample with any noise use samplers.langevin"
+        )
 
 
 def gaussian_form(kernel: Kernel, x_t: Batch, what: str) -> GaussianForm:

@@ -147,12 +147,17 @@ class GaussianReference(Reference):
     def sample_noisy(self, n: int, kernel: Kernel, *, generator: torch.Generator | None = None) -> Batch:
         """Draws from N(alpha·μ, alpha²Σ + sigma² I), the Gaussian seen through isotropic noise."""
         z = torch.randn(
-            as_count(n), self.mean.numel(), generator=generator, dtype=self.mean.dtype, device=self.mean.device
+            as_count(n), *self.event_shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device
         )
+        return self.coloured(z, kernel)
+
+    def coloured(self, z: Batch, kernel: Kernel) -> Batch:
+        """alpha·μ + (alpha²Σ + sigma² I)^{1/2} z: standard normal numbers made into draws of the noisy Gaussian."""
+        flat = z.flatten(1)
         alpha, sigma = columns(kernel, z)
-        y = z @ self.eigenvectors
-        x = sigma * z + (y * ((alpha**2 * self.eigenvalues + sigma**2).sqrt() - sigma)) @ self.eigenvectors.T
-        return (alpha * self.mean.flatten() + x).reshape(n, *self.event_shape)
+        y = flat @ self.eigenvectors
+        x = sigma * flat + (y * ((alpha**2 * self.eigenvalues + sigma**2).sqrt() - sigma)) @ self.eigenvectors.T
+        return (alpha * self.mean.flatten() + x).reshape(z.shape)
 
     def _precision(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         return self._blend(alpha, sigma, lambda variance: 1 / (alpha**2 * variance + sigma**2))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -30,13 +32,18 @@ class Preconditioned(ScoreModel):
     Args:
         network: (z of the event's shape, c_noise ``(B,)``) -> like z.
         reference: the closed-form part.
+        noise: scale -> kernel, where it is to be trained with noise that is not Gaussian, e.g.
+            ``lambda s: kernels.Additive(torch.distributions.Laplace(0.0, s))``.
     """
 
     gate_at: Tensor
     gate: Tensor
 
-    def __init__(self, network: nn.Module, reference: Reference) -> None:
+    def __init__(
+        self, network: nn.Module, reference: Reference, noise: Callable[[float], Kernel] | None = None
+    ) -> None:
         super().__init__()
+        self.noise = noise
         self.network = network
         self.skip = reference
         self.register_buffer("gate_at", torch.linspace(-1.0, 1.0, N_GATES))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradlogp._shapes import Batch, Rows, dot, squared_norm
 from gradlogp.kernels import Gaussian
-from gradlogp.models import N_GATES, Preconditioned
+from gradlogp.models import N_GATES, Preconditioned, require_gaussian
 from gradlogp.training.levels import NoiseLevels
 
 
@@ -33,7 +33,11 @@ def calibrate(
         levels: the levels that it was trained on.
         n_draws: draws of noise a level, about; fewer rows are repeated, of more the first are taken.
         generator: source of the draws.
+
+    Raises:
+        InputError: a model that was trained with other noise than Gaussian.
     """
+    require_gaussian(model, "calibrate")
     sigma = torch.logspace(math.log10(levels.sigma_min), math.log10(levels.sigma_max), N_GATES, dtype=torch.float64)
     model.set_gate(sigma, torch.ones(N_GATES))
     x = held_out[:n_draws]

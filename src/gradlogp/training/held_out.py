@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from gradlogp._shapes import Batch, as_batch, event_size, squared_norm
-from gradlogp.kernels import Gaussian
+from gradlogp.kernels import Gaussian, Kernel
 from gradlogp.models import Preconditioned
 from gradlogp.objectives import posterior_weights
+from gradlogp.training.any_kernel import PairGroup
 from gradlogp.training.levels import NoiseLevels
 from gradlogp.training.loss import WeightedLoss
 
@@ -71,14 +72,15 @@ class HeldOut:
         self.n = len(x)
         rows = repeated(x, min_draws)
         sigma = levels.draw(len(rows), generator=g, like=x)
-        self.kernel, self.weight = Gaussian(sigma), loss.weight(sigma)
+        self.kernel, self.weight = loss.kernel(sigma), loss.weight(sigma)
         self.x_t = self.kernel.sample(rows, generator=g)
         self.target = self.kernel.score(self.x_t, rows)
         draws, d = len(rows) // self.n, event_size(tuple(x.shape[1:]))
-        m = max(1, min(_PAIRS, _WORK // d) // len(rows))
+        gaussian = isinstance(self.kernel, Gaussian)
+        m = max(1, (min(_PAIRS, _WORK // d) if gaussian else _PAIRS // d) // len(rows))
         index = torch.arange(len(rows), device=x.device)
         self.groups = [
-            _Group(part, self.x_t[i], self.kernel.rows(i), self.weight[i])
+            _group(part, self.x_t[i], self.kernel.rows(i), self.weight[i])
             for part, i in ((x[j], index[j[0] * draws : (j[-1] + 1) * draws]) for j in _split(self.n, m, x.device))
         ]
         self.floor, self.floor_stderr = self._mean(*_joined([g.floor() for g in self.groups]))
@@ -143,6 +145,11 @@ class _Group:
     def _gathered(self, v: Tensor) -> Tensor:
         """Σ_i w_ij v_i over the noisy rows, per noisy row a row: ``(q·m, K) -> (m, K)``."""
         return (self.w.T @ v) * (self.w.shape[1] / self.w.shape[0])
+
+
+def _group(x: Tensor, x_t: Tensor, kernel: Kernel, weight: Tensor) -> _Group | PairGroup:
+    """In closed form for Gaussian noise, otherwise pair by pair."""
+    return _Group(x, x_t, kernel, weight) if isinstance(kernel, Gaussian) else PairGroup(x, x_t, kernel, weight)
 
 
 def repeated(x: Batch, at_least: int) -> Tensor:

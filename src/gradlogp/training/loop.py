@@ -41,10 +41,10 @@ def train(
     as its reference is never left worse.
 
     Args:
-        model: the model; its weights are changed.
+        model: the model; its weights are changed. Its ``noise`` is what it is trained with: Gaussian unless said.
         x: training rows, ``(N, *event)``.
         held_out: rows that are never trained on, ``(M, *event)``.
-        levels: noise levels to train on.
+        levels: noise levels to train on; for noise that is not Gaussian, its Fisher scales.
         recipe: how to train.
         objective: loss of a row; by default :class:`~gradlogp.objectives.DenoisingScoreMatching` with the batch as
             references, whose target has less noise: ``benchmarks/stable_target.py``.
@@ -52,11 +52,12 @@ def train(
         generator: source of every draw.
 
     Raises:
-        InputError: x or held_out not finite batches, or a loss that is not finite (the best weights so far are kept).
+        InputError: x or held_out not finite batches, or a loss that is not finite (the best weights so far are kept);
+            a noise that is no scale family.
     """
     recipe, (x, held_out) = recipe or Recipe(), (as_batch(x), as_batch(held_out, "held_out"))
     objective = objective or DenoisingScoreMatching(references=recipe.batch_size)
-    loss = WeightedLoss(objective, model.skip.reference)
+    loss = WeightedLoss(objective, model.skip.reference, model.noise)
     seed = int(
         torch.randint(2**31, (), generator=generator, device=generator.device if generator is not None else None)
     )

@@ -1,0 +1,157 @@
+"""A sampler fitted to a model: where to step and with which weights, from a pilot, and how accurate it then is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import islice, pairwise
+
+import torch
+from torch import Tensor
+
+from gradlogp._shapes import Batch
+from gradlogp.samplers.field import Field
+from gradlogp.samplers.frame import Frame, adams_bashforth
+from gradlogp.samplers.grids import karras, log_uniform
+from gradlogp.samplers.nodes import candidates
+from gradlogp.samplers.pilot import FAR, N_LEVELS, Pilot, follow
+from gradlogp.samplers.reference import Tabulated
+
+N_PAST = 6  # velocities that a step combines
+RIDGE = 1e-7  # of its weights, in units of the largest inner product
+FITTED = N_LEVELS // 2  # with more steps the rule is Adams–Bashforth's, which is then as good
+ORDER = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to sample a model in a number of steps.
+
+    Attributes:
+        frame: eigen-coordinates of the Gaussian whose flow is exact.
+        start: where it starts, s_max.
+        levels: n_steps + 1 decreasing noise ratios: where it lands from s_max, then each step, to s_min.
+        weights: of each step over the last velocities.
+        error: root mean square distance, per coordinate, of the pilot's ends from where the flow ends, in the data's
+            unit; measured on rows that the weights were not fitted to.
+        stderr: its standard error.
+        n_rows: rows of the pilot.
+    """
+
+    frame: Frame
+    start: float
+    levels: Tensor
+    weights: tuple[Tensor, ...]
+    error: float
+    stderr: float
+    n_rows: int
+
+    def __str__(self) -> str:
+        told = f"distance to the exact flow {self.error:.2g} ± {self.stderr:.1g} (root mean square a coordinate)"
+        ends = f"{self.start:.4g} to {self.levels[-1].item():.4g}"
+        return f"{len(self.weights)} steps, {ends}, landing at {self.levels[0].item():.4g}: {told}"
+
+    @property
+    def fitted(self) -> bool:
+        """Whether its weights were fitted to the pilot, one for all directions."""
+        return self.weights[0].ndim == 1
+
+    @property
+    def step(self) -> Tabulated:
+        """The step that carries it out."""
+        return Tabulated(self.frame, self.levels, self.weights)
+
+    @property
+    def grid(self) -> Tensor:
+        """The levels between which the loop steps."""
+        return torch.cat([torch.tensor([self.start], dtype=torch.float64), self.levels[1:]])
+
+
+def fitted_plan(flow: Field, pilot: Pilot, n_steps: int, budget: int) -> Plan:
+    """The best of some grids of n_steps <= 40 steps, each with weights fitted to the pilot's rows.
+
+    Args:
+        flow: the model.
+        pilot: its flow.
+        n_steps: of the plan.
+        budget: calls a row to spend; one grid is fitted in any case.
+    """
+    fits = []
+    for nodes in islice(candidates(pilot, n_steps), max(1, budget // n_steps - 1)):
+        weights, ends = fit(flow, pilot, nodes)
+        fits.append(((ends - pilot.states[-1]).square().mean().item(), nodes, weights))
+    _, nodes, weights = min(fits, key=lambda f: f[0])
+    half, other = pilot.rows(slice(0, None, 2)), pilot.rows(slice(1, None, 2))
+    error, stderr = distance(carried_out(flow, other, nodes, fit(flow, half, nodes)[0]), other.states[-1])
+    start, n = pilot.start.item(), len(pilot.first)
+    return Plan(pilot.frame, start, pilot.levels[nodes], tuple(weights), error, stderr, n)
+
+
+def fit(flow: Field, pilot: Pilot, nodes: list[int]) -> tuple[list[Tensor], Tensor]:
+    """Weights of each step by least squares, one step after the other, and the ends of the rows.
+
+    Each step starts where the step before ended, not on the flow, and aims at the flow: what went wrong before is put
+    right as far as the velocities can. It is ridge regression around Euler's weights, (1, 0, …).
+    """
+    c = pilot.landed(nodes[0])
+    past: list[Tensor] = []
+    weights: list[Tensor] = []
+    for i, j in pairwise(nodes):
+        s, s_next = pilot.levels[i], pilot.levels[j]
+        past = [pilot.frame.velocity(flow, c, s, pilot.event_shape), *past][:N_PAST]
+        weights.append(_least_squares(pilot.frame, c, s, s_next, past, pilot.states[j]))
+        c = pilot.frame.advance(c, s, s_next, past, weights[-1])
+    return weights, c
+
+
+def carried_out(flow: Field, pilot: Pilot, nodes: list[int], weights: list[Tensor]) -> Tensor:
+    """Ends of the rows by given weights."""
+    c = pilot.landed(nodes[0])
+    past: list[Tensor] = []
+    for (i, j), a in zip(pairwise(nodes), weights, strict=True):
+        past = [pilot.frame.velocity(flow, c, pilot.levels[i], pilot.event_shape), *past][:N_PAST]
+        c = pilot.frame.advance(c, pilot.levels[i], pilot.levels[j], past[: len(a)], a)
+    return c
+
+
+def _least_squares(frame: Frame, c: Tensor, s: Tensor, s_next: Tensor, past: list[Tensor], target: Tensor) -> Tensor:
+    r_next = frame.radius(s_next)
+    scale = r_next * frame.turn(s, s_next)
+    features = torch.stack([(scale * q).flatten() for q in past]).double()
+    left = (target - frame.advance(c, s, s_next, past[:1], torch.ones(1))).flatten().double()
+    gram = features @ features.T
+    ridge = RIDGE * gram.diagonal().max().clamp_min(torch.finfo(torch.float64).tiny)
+    weights: Tensor = torch.linalg.solve(gram + ridge * torch.eye(len(past)).to(gram), features @ left)
+    weights[0] += 1
+    return weights.cpu()
+
+
+def plain_plan(flow: Field, frame: Frame, y: Batch, s_max: float, s_min: float, n_steps: int) -> Plan:
+    """Adams–Bashforth of order 4 in so many steps that fitted weights gain nothing; its error by doubling the steps."""
+    frame, event = frame.like(y), tuple(y.shape[1:])
+    first = frame.into(y)
+    levels, finer = (_spread(frame, s_max, s_min, k) for k in (n_steps, 2 * n_steps))
+    ends = [follow(flow, frame, first, grid, event)[0][-1] for grid in (levels, finer)]
+    exact = frame.exactly
+    weights = [
+        adams_bashforth(exact, [levels[j] for j in range(i, max(i - ORDER, -1), -1)], levels[i + 1])
+        for i in range(n_steps)
+    ]
+    return Plan(frame, s_max, levels, tuple(weights), *distance(*ends), len(y))
+
+
+def _spread(frame: Frame, s_max: float, s_min: float, n: int) -> Tensor:
+    """n + 1 levels: Karras' from 8 standard deviations of the widest direction on, a tenth of them above."""
+    far = FAR * frame.widest
+    if far >= s_max or far <= s_min:
+        return karras(s_max, s_min, n)
+    above = max(2, n // 10)
+    return torch.cat([log_uniform(s_max, far, above)[:-1], karras(far, s_min, n - above)])
+
+
+def distance(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """Root mean square of a − b over rows and coordinates, and its standard error over rows."""
+    squares = (a - b).double().square().mean(1)
+    value = squares.mean().sqrt().item()
+    spread = squares.std().item() / math.sqrt(len(squares)) if len(squares) > 1 else math.inf
+    return value, spread / (2 * value) if value > 0 else 0.0

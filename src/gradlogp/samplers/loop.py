@@ -1,0 +1,182 @@
+"""The one loop that drives every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from gradlogp._shapes import Batch, InputError, as_batch, as_count
+from gradlogp.models import GaussianReference, ScoreModel, require_gaussian
+from gradlogp.processes import Process
+from gradlogp.samplers.field import Field
+from gradlogp.samplers.grids import Grid, karras
+from gradlogp.samplers.noise import Noise
+from gradlogp.samplers.plans import plan_for
+from gradlogp.samplers.reference import ReferenceExact
+from gradlogp.samplers.starts import LOW_PRECISION, ends, event_shape_of, seed_from, start
+from gradlogp.samplers.step import Memory, Step, require_finite
+
+
+@dataclass(frozen=True)
+class State:
+    """Where the loop stands.
+
+    Attributes:
+        step: steps taken so far, 0 to n_steps.
+        sigma: the noise ratio sigma/alpha that x is at, in the data's unit.
+        x: the batch x_t, ``(n, *event)``.
+    """
+
+    step: int
+    sigma: float
+    x: Batch
+
+
+def follow(flow: Field, y: Batch, levels: Tensor, step: Step, noise: Noise) -> Iterator[tuple[int, Tensor, Batch]]:
+    """Follow a method along decreasing levels, yielding (steps taken, level, y): the start, and after each step.
+
+    Raises:
+        InputError: a state that is no longer finite; says at which step and level.
+    """
+    memory = Memory(noise)
+    yield 0, levels[0], y
+    for i, (s, s_next) in enumerate(pairwise(levels), 1):
+        memory.step = i - 1
+        with torch.no_grad():
+            y = step(flow, y, s, s_next, memory)
+        require_finite(y, i, len(levels) - 1, s_next)
+        yield i, s_next, y
+
+
+def trajectory(
+    model: ScoreModel,
+    x_or_n: Batch | int,
+    n_steps: int = 20,
+    *,
+    sigma_max: float | None = None,
+    sigma_min: float | None = None,
+    step: Step | None = None,
+    grid: Grid | None = None,
+    process: Process | None = None,
+    event_shape: tuple[int, ...] | None = None,
+    generator: torch.Generator | None = None,
+) -> Iterator[State]:
+    """Follow a sampler from σ_max to σ_min, yielding the start and the state after each step.
+
+    Without a step and a grid it is the default sampler, one call of the model a step: the Gaussian part of the flow is
+    solved exactly, and levels and weights for the rest are fitted to the model by :func:`calibrate`, at the first use
+    of a model and number of steps. A count starts from the Gaussian with the data's mean and covariance, seen at σ_max,
+    where the model knows it, and from N(0, σ_max² I) otherwise.
+
+    Args:
+        model: a score model for Gaussian kernels.
+        x_or_n: a noisy start at σ_max, ``(n, *event)``, or how many to draw.
+        n_steps: steps of the grid.
+        sigma_max: where to start, in the data's unit; by default 10 standard deviations of the data's widest direction.
+        sigma_min: where to stop; by default 0.002 of the data's scale. The result is at this level, not denoised.
+        step: one step of a method; with a grid alone, :class:`ReferenceExact` of order 2.
+        grid: (sigma_max, sigma_min, n_steps) -> n_steps + 1 decreasing levels; with a step alone, :func:`karras`.
+        process: t ↦ kernel with x_t = alpha·x + sigma·z; the levels are then noise ratios sigma/alpha, and x is x_t.
+            By default alpha = 1.
+        event_shape: shape of one sample, where the model does not know it.
+        generator: source of the start and of a step's noise. The numbers of a row depend on its place alone.
+
+    Raises:
+        InputError: a model that was trained under other than Gaussian noise, levels that do not decrease, no steps, an
+            unknown event shape, or a state that is no longer finite (the message says at which step and level).
+    """
+    run = _Run.of(model, x_or_n, n_steps, (sigma_max, sigma_min), step, grid, process, event_shape, generator)
+    yield from run.states(x_or_n, Noise(run.seed), generator)
+
+
+def sample(
+    model: ScoreModel,
+    x_or_n: Batch | int,
+    n_steps: int = 20,
+    *,
+    sigma_max: float | None = None,
+    sigma_min: float | None = None,
+    step: Step | None = None,
+    grid: Grid | None = None,
+    process: Process | None = None,
+    event_shape: tuple[int, ...] | None = None,
+    generator: torch.Generator | None = None,
+    batch_size: int | None = None,
+    callback: Callable[[State], None] | None = None,
+) -> Batch:
+    """Draws of p_{σ_min}, ``(n, *event)``: the last state of :func:`trajectory`, with its arguments and errors.
+
+    Two more: ``batch_size``, rows at a time, by default all of them (the draws do not depend on it); and ``callback``,
+    which is called with each :class:`State` of each batch.
+    """
+    run = _Run.of(model, x_or_n, n_steps, (sigma_max, sigma_min), step, grid, process, event_shape, generator)
+    n = len(x_or_n) if isinstance(x_or_n, Tensor) else x_or_n
+    size = n if batch_size is None else as_count(batch_size, "batch_size")
+    parts = []
+    for first in range(0, n, size):
+        some = x_or_n[first : first + size] if isinstance(x_or_n, Tensor) else min(size, n - first)
+        for state in run.states(some, Noise(run.seed, first), generator):
+            if callback is not None:
+                callback(state)
+        parts.append(state.x)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A sampler with its levels: all that the batches of a run share."""
+
+    flow: Field
+    step: Step
+    levels: Tensor
+    seed: int
+    event_shape: tuple[int, ...] | None
+    low_precision: torch.dtype | None
+
+    @classmethod
+    def of(
+        cls,
+        model: ScoreModel,
+        x_or_n: Batch | int,
+        n_steps: int,
+        between: tuple[float | None, float | None],
+        step: Step | None,
+        grid: Grid | None,
+        process: Process | None,
+        event_shape: tuple[int, ...] | None,
+        generator: torch.Generator | None,
+    ) -> _Run:
+        require_gaussian(model, "sampler")
+        high, low = ends(model, *between)
+        n_steps = as_count(n_steps, "n_steps")
+        given = as_batch(x_or_n, "x") if isinstance(x_or_n, Tensor) else None
+        if given is None:
+            as_count(x_or_n)
+        low_precision = given.dtype if given is not None and given.dtype in LOW_PRECISION else None
+        flow = Field(model, process, low_precision)
+        event_shape = event_shape_of(model, event_shape) if given is None else tuple(given.shape[1:])
+        if step is None and grid is None:
+            plan = plan_for(flow, n_steps, (high, low), event_shape, given)
+            step, levels = plan.step, plan.grid
+        else:
+            step, levels = step or ReferenceExact(_reference(model)), (grid or karras)(high, low, n_steps)
+        return cls(flow, step, levels, seed_from(generator), event_shape, low_precision)
+
+    def states(self, x_or_n: Batch | int, noise: Noise, generator: torch.Generator | None) -> Iterator[State]:
+        """The states of some rows."""
+        first = start(self.flow, x_or_n, self.levels[0], self.event_shape, noise, generator)
+        if self.low_precision is not None:
+            first = first.float()  # the model sees its own dtype, the state keeps its digits
+        for i, s, y in follow(self.flow, first, self.levels, self.step, noise):
+            x = self.flow.noisy(y, s)
+            yield State(i, s.item(), x if self.low_precision is None else x.to(self.low_precision))
+
+
+def _reference(model: ScoreModel) -> GaussianReference:
+    if model.reference is None:
+        raise InputError("grid: this model knows no Gaussian of its data's moments, want a step too, e.g. step=heun")
+    return model.reference

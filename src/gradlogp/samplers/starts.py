@@ -1,0 +1,67 @@
+"""Where a run starts and stops."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradlogp._shapes import Batch, InputError, as_batch, as_count, as_level
+from gradlogp.kernels import Gaussian
+from gradlogp.models import ScoreModel, event_of
+from gradlogp.samplers.field import Field
+from gradlogp.samplers.noise import Noise
+
+START = 10.0  # default sigma_max, in standard deviations of the widest direction of the data
+STOP = 0.002  # default sigma_min, in units of the data's scale
+LOW_PRECISION = (torch.float16, torch.bfloat16)
+
+
+def ends(model: ScoreModel, sigma_max: float | None, sigma_min: float | None) -> tuple[float, float]:
+    """Where to start and to stop: as given, otherwise from the data's scale."""
+    reference = model.reference
+    if reference is None and (sigma_max is None or sigma_min is None):
+        raise InputError("sigma_max, sigma_min: this model does not know the data's scale, want both given")
+    if reference is not None:
+        sigma_max = START * reference.eigenvalues.max().sqrt().item() if sigma_max is None else sigma_max
+        sigma_min = STOP * reference.data_scale.item() if sigma_min is None else sigma_min
+    high, low = (as_level(v, name).item() for v, name in ((sigma_max, "sigma_max"), (sigma_min, "sigma_min")))
+    if high <= low:
+        raise InputError(f"sigma_max, sigma_min: got {high:g} and {low:g}, want sigma_max > sigma_min")
+    return high, low
+
+
+def seed_from(generator: torch.Generator | None) -> int:
+    """A seed for a run, drawn from the caller's generator."""
+    device = generator.device if generator is not None else None
+    return int(torch.randint(2**62, (), generator=generator, device=device))
+
+
+def start(
+    flow: Field,
+    x_or_n: Batch | int,
+    s: Tensor,
+    event_shape: tuple[int, ...] | None,
+    noise: Noise,
+    generator: torch.Generator | None,
+) -> Batch:
+    """The given start as y = x_t/alpha, or draws of the Gaussian of the data's moments seen at s, or of N(0, s² I)."""
+    if isinstance(x_or_n, Tensor):
+        return flow.clean(as_batch(x_or_n, "x"), s)
+    n, reference = as_count(x_or_n), flow.model.reference
+    if reference is not None:
+        return reference.coloured(noise(reference.mean.expand(n, *reference.event_shape)), Gaussian(s))
+    assert event_shape is not None
+    device = generator.device if generator is not None else None
+    return s.to(torch.get_default_dtype()) * noise(torch.empty((), device=device).expand(n, *event_shape))
+
+
+def event_shape_of(model: ScoreModel, given: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The shape of one sample: the model's, or the one given where it does not know it.
+
+    Raises:
+        InputError: neither.
+    """
+    known = model.reference.event_shape if model.reference is not None else given or event_of(model)
+    if known is None:
+        raise InputError("event_shape: the model does not know it, want the shape of one sample, e.g. (2,)")
+    return known

@@ -1,0 +1,432 @@
+"""What of the flow is solved exactly, and the default sampler that is fitted to a model."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, stats
+
+from gradlogp import InputError, ScoreDensity, processes
+from gradlogp.kernels import Gaussian, Kernel
+from gradlogp.models import GaussianReference, ScoreFunction, ScoreModel
+from gradlogp.oracles import GaussianMixture
+from gradlogp.samplers import Field, Frame, Plan, ReferenceExact, calibrate, karras, log_uniform, sample, trajectory
+from gradlogp.samplers.calibration import FITTED, fit
+from gradlogp.samplers.frame import adams_bashforth
+from gradlogp.samplers.nodes import _local_errors, candidates, cheapest
+from gradlogp.samplers.noise import Noise
+from gradlogp.samplers.pilot import Pilot, measured_frame
+
+F64 = torch.float64
+
+
+def t64(values) -> torch.Tensor:
+    return torch.tensor(values, dtype=F64)
+
+
+def mixture() -> GaussianMixture:
+    """Three overlapping components in the plane: smooth, not Gaussian, no sharp boundary between basins."""
+    covariances = torch.stack(
+        [t64([[0.5, 0.2], [0.2, 0.4]]), t64([[0.3, -0.1], [-0.1, 0.6]]), 0.4 * torch.eye(2).double()]
+    )
+    return GaussianMixture(t64([0.5, 0.3, 0.2]), t64([[-0.6, 0.2], [0.7, 0.5], [0.3, -0.9]]), covariances)
+
+
+def exact_flow(model: ScoreModel, y: torch.Tensor, s_max: float, s_min: float) -> torch.Tensor:
+    """SciPy's DOP853 in log s, to 1e-9."""
+    shape = y.shape
+
+    def f(log_s: float, flat: np.ndarray) -> np.ndarray:
+        s = math.exp(log_s)
+        x = torch.from_numpy(flat.copy()).reshape(shape)
+        return (-(s**2) * model.score(x, Gaussian(s))).flatten().numpy()
+
+    ends = (math.log(s_max), math.log(s_min))
+    solved = integrate.solve_ivp(f, ends, y.flatten().numpy(), "DOP853", rtol=1e-9, atol=1e-10)
+    return torch.from_numpy(solved.y[:, -1].copy()).reshape(shape)
+
+
+def starts(model: GaussianMixture, n: int, s: float, seed: int = 3) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return Gaussian(s).sample(model.sample(n, generator=g), generator=g)
+
+
+@cache
+def from_80() -> torch.Tensor:
+    """Where 300 starts at 80 end, at 0.002."""
+    return exact_flow(mixture(), starts(mixture(), 300, 80.0), 80.0, 0.002)
+
+
+class Counting(ScoreModel):
+    """Counts calls, and rows of calls."""
+
+    def __init__(self, model: ScoreModel) -> None:
+        super().__init__()
+        self.model, self.calls, self.rows = model, 0, 0
+
+    def score(self, x_t: torch.Tensor, kernel: Kernel) -> torch.Tensor:
+        self.calls, self.rows = self.calls + 1, self.rows + len(x_t)
+        return self.model.score(x_t, kernel)
+
+    def denoise(self, x_t: torch.Tensor, kernel: Kernel) -> torch.Tensor:
+        self.calls, self.rows = self.calls + 1, self.rows + len(x_t)
+        return self.model.denoise(x_t, kernel)
+
+    @property
+    def reference(self) -> GaussianReference | None:
+        return self.model.reference
+
+
+# --- the frame ---
+
+
+@pytest.mark.parametrize("variance", [0.0, 1e-14, 1e-6, 0.3, 1.0, 400.0])
+@pytest.mark.parametrize(("s", "s_next"), [(80.0, 3.0), (2.0, 1.9), (0.5, 0.002), (1e-3, 2e-3)])
+def test_the_turn_is_the_integral_of_ds_over_the_variance(variance, s, s_next):
+    frame = Frame(t64([0.0]), t64([variance]), None, 1.0)
+    want, _ = integrate.quad(
+        lambda u: math.exp(u) / (variance + math.exp(2 * u)), math.log(s), math.log(s_next), epsabs=0, epsrel=1e-11
+    )
+    assert frame.turn(t64(s), t64(s_next)).item() == pytest.approx(want, rel=1e-9)
+
+
+def singular() -> GaussianReference:
+    """In 4 dimensions, with one direction in which the data do not vary."""
+    a = t64([[1.0, 0.3, 0.0], [0.2, 2.0, 0.1], [0.5, -1.0, 0.2], [0.0, 0.4, 3.0]])
+    return GaussianReference.of_moments(t64([1.0, -2.0, 0.5, 3.0]), a @ a.T)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_one_step_is_exact_for_gaussian_data_and_in_directions_that_do_not_vary(order, g):
+    model = singular()
+    assert model.eigenvalues.numel() == 3
+    y = 7 * torch.randn(20, 4, generator=g, dtype=F64)
+    want = exact_flow(model, y, 9.0, 0.05)
+    got = sample(model, y, 1, sigma_max=9.0, sigma_min=0.05, step=ReferenceExact(model, order))
+    torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-7)
+
+
+def test_the_velocity_is_the_derivative_of_the_scaled_state(g):
+    model, s, h = mixture(), 0.7, 1e-4
+    frame, flow = Frame.of(model.reference), Field(model)
+    y = starts(model, 10, s)
+    ahead = exact_flow(model, y, s, s - h)
+    u, u_ahead = (frame.into(v) / frame.radius(t64(at)) for v, at in ((y, s), (ahead, s - h)))
+    slope = (u_ahead - u) / frame.turn(t64(s), t64(s - h))
+    torch.testing.assert_close(frame.velocity(flow, frame.into(y), t64(s), (2,)), slope, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 6])
+def test_weights_integrate_polynomials_exactly(k):
+    variance, levels, s_next = np.array([0.0, 0.04, 9.0]), [1.0, 1.3, 1.9, 2.2, 3.5, 4.0][:k], 0.6
+    weights = adams_bashforth(
+        Frame(torch.zeros(3, dtype=F64), t64(variance), None, 3.0), [t64(s) for s in levels], t64(s_next)
+    )
+    for d, v in enumerate(variance):
+        x = [(-1 / s if v == 0 else math.atan(s / math.sqrt(v)) / math.sqrt(v)) for s in [*levels, s_next]]
+        for power in range(k):
+            p = np.polynomial.Polynomial([0] * power + [1]).integ()
+            want = (p(x[-1]) - p(x[0])) / (x[-1] - x[0])
+            assert sum(weights[i, d].item() * x[i] ** power for i in range(k)) == pytest.approx(
+                want, rel=1e-8, abs=1e-10
+            )
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_measured_order_on_a_mixture(order):
+    model = mixture()
+    high = 400.0  # so high that the first steps, of lower order, err little
+    y = starts(model, 20, high)
+    want, errors = exact_flow(model, y, high, 0.05), []
+    for n in (120, 240):
+        end = sample(
+            model, y, n, sigma_max=high, sigma_min=0.05, step=ReferenceExact(model.reference, order), grid=log_uniform
+        )
+        errors.append((end - want).square().mean().sqrt().item())
+    assert abs(math.log2(errors[0] / errors[1]) - order) < 0.2
+
+
+def test_orders_that_do_not_exist_are_refused():
+    with pytest.raises(InputError, match="order: got 5, want 1, 2, 3 or 4"):
+        ReferenceExact(singular(), 5)
+
+
+# --- the pilot and the levels ---
+
+
+@pytest.fixture(scope="module")
+def pilot() -> tuple[Field, Pilot]:
+    model = mixture()
+    y = starts(model, 64, 20.0)
+    return Field(model), Pilot.of(Field(model), Frame.of(model.reference), y, 20.0, 0.01)
+
+
+def test_the_pilot_is_on_the_flow(pilot):
+    flow, p = pilot
+    y = starts(mixture(), 64, 20.0)
+    for level in (20, 50, 80):
+        want = exact_flow(flow.model, y, 20.0, p.levels[level].item())
+        assert (p.frame.back(p.states[level], (2,)) - want).abs().max() < 2e-4
+
+
+def small(p: Pilot) -> Pilot:
+    """Every tenth level of it."""
+    from dataclasses import replace
+
+    return replace(p, levels=p.levels[::10], states=p.states[::10], velocities=p.velocities[::10])
+
+
+def test_local_errors_are_what_least_squares_leaves(pilot, monkeypatch):
+    monkeypatch.setattr("gradlogp.samplers.nodes._RIDGE", 1e-12)
+    p = small(pilot[1])
+    first, then = _local_errors(p)
+    variance, s = p.frame.variance.numpy(), p.levels.numpy()
+    x = np.arctan(s[:, None] / np.sqrt(variance)) / np.sqrt(variance)
+    end = np.sqrt(variance + s[-1] ** 2)
+    u, q = p.states.numpy() / np.sqrt(variance + s[:, None, None] ** 2), p.velocities.numpy()
+    landed = p.first.numpy() / np.sqrt(variance + p.start.item() ** 2)
+
+    def left(change, features):
+        a, b = np.stack([f.ravel() for f in features], 1), change.ravel()
+        return np.linalg.lstsq(a, b, rcond=None)[1][0] / len(change)
+
+    for p_, i, j in [(0, 1, 2), (1, 3, 6), (2, 4, 5), (3, 6, 8)]:
+        dx = (x[j] - x[i]) * end
+        assert then[p_, i, j].item() == pytest.approx(
+            left((u[j] - u[i]) * end, [dx * q[i], dx * q[p_]]), rel=1e-3, abs=1e-11
+        )
+        assert first[i, j].item() == pytest.approx(left((u[j] - landed) * end, [dx * q[i]]), rel=1e-3, abs=1e-11)
+    assert math.isinf(then[1, 1, 2].item())
+    assert math.isinf(first[3, 2].item())
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 3, 4])
+def test_dynamic_programming_finds_the_best_of_all_choices(pilot, n_steps):
+    p = small(pilot[1])
+    first, then = _local_errors(p)
+    m = len(p.levels) - 1
+
+    def cost(path):
+        return first[path[0], path[1]] + sum(then[a, b, c] for a, b, c in zip(path, path[1:], path[2:], strict=False))
+
+    best = min(((*c, m) for c in itertools.combinations(range(m), n_steps)), key=lambda path: float(cost(path)))
+    assert cost(cheapest(p, n_steps)) == pytest.approx(float(cost(best)), rel=1e-12)
+
+
+def test_candidates_are_grids_that_end_at_the_last_level(pilot):
+    for n in (1, 5, 20, FITTED):
+        for nodes in candidates(pilot[1], n):
+            assert len(nodes) == n + 1
+            assert nodes[-1] == len(pilot[1].levels) - 1
+            assert all(a < b for a, b in pairwise(nodes))
+
+
+def test_weights_are_those_of_least_squares(pilot):
+    flow, p = pilot
+    weights, _ = fit(flow, p, [30, 45, 80])
+    c = p.landed(30)
+    q = p.frame.velocity(flow, c, p.levels[30], (2,))
+    r = (p.frame.variance + p.levels[45] ** 2).sqrt()
+    feature = r * p.frame.turn(p.levels[30], p.levels[45]) * q
+    target = p.states[45] - c * r / (p.frame.variance + p.levels[30] ** 2).sqrt()
+    want = np.linalg.lstsq(feature.reshape(-1, 1).numpy(), target.reshape(-1).numpy(), rcond=None)[0]
+    assert weights[0].numpy() == pytest.approx(want, rel=1e-5)
+    assert [len(a) for a in weights] == [1, 2]
+
+
+# --- the default sampler ---
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("n_steps", [5, 10, 20])
+def test_the_default_is_far_ahead_of_heun_at_the_same_calls(n_steps, known):
+    exact = mixture()
+    model = exact if known else ScoreFunction(exact.score)
+    y = starts(exact, 300, 80.0)
+    want = from_80()
+    end = sample(model, y, n_steps, sigma_max=80.0, sigma_min=0.002)
+    other = sample(model, y, max(n_steps // 2, 1), sigma_max=80.0, sigma_min=0.002, step=_heun(), grid=karras)
+    error, others = ((v - want).square().mean().sqrt().item() for v in (end, other))
+    assert error < 0.05 * others
+    plan = calibrate(model, n_steps, sigma_max=80.0, sigma_min=0.002, starts=y)
+    assert 0.4 * error < plan.error + 4 * plan.stderr
+    assert plan.error < 2.5 * error
+
+
+def _heun():
+    from gradlogp.samplers import heun
+
+    return heun
+
+
+def test_a_step_is_a_call_and_a_plan_costs_less_than_a_thousand_points_in_fifty_steps():
+    model = Counting(mixture())
+    for n in (5, 20, 35, 40):
+        model.calls = model.rows = 0
+        calibrate(model, n, sigma_max=80.0, sigma_min=0.002)
+        assert model.rows < 50_000
+        model.calls = model.rows = 0
+        sample(model, 300, n, sigma_max=80.0, sigma_min=0.002, generator=torch.Generator().manual_seed(1))
+        assert (model.calls, model.rows) == (n, 300 * n)
+
+
+def test_a_plan_is_forgotten_when_the_model_changes():
+    model = singular()
+    plan = calibrate(model, 5, sigma_max=9.0, sigma_min=0.1)
+    assert len(model.sampling_plans) == 1
+    sample(model, 3, 5, sigma_max=9.0, sigma_min=0.1)
+    assert list(model.sampling_plans.values()) == [plan]
+    model.mean.add_(1.0)
+    sample(model, 3, 5, sigma_max=9.0, sigma_min=0.1)
+    assert len(model.sampling_plans) == 2
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, FITTED, FITTED + 1, 100])
+def test_any_number_of_steps(n_steps):
+    model = mixture()
+    y = starts(model, 300, 80.0)
+    error = sample(model, y, n_steps, sigma_max=80.0, sigma_min=0.002) - from_80()
+    assert error.square().mean().sqrt() < {1: 0.3, 2: 0.2, FITTED: 1e-3, FITTED + 1: 2e-3, 100: 1e-4}[n_steps]
+
+
+def test_gaussian_data_are_exact_in_one_call():
+    model = singular()
+    y = 30 * torch.randn(50, 4, generator=torch.Generator().manual_seed(2), dtype=F64)
+    got = sample(model, y, 1, sigma_max=30.0, sigma_min=0.01)
+    torch.testing.assert_close(got, exact_flow(model, y, 30.0, 0.01), rtol=1e-6, atol=1e-6)
+    assert calibrate(model, 1, sigma_max=30.0, sigma_min=0.01).error < 1e-6
+
+
+def test_samples_have_the_law_of_the_data(g):
+    exact = mixture()
+    x = sample(exact, 20_000, 12, sigma_max=40.0, sigma_min=0.002, generator=g).double()
+    w, m = exact.log_weights.exp().numpy(), exact.means.numpy()
+    v = [0.5, 0.3, 0.4]
+
+    def cdf(u):
+        return sum(wk * stats.norm.cdf(u, mk[0], math.sqrt(vk)) for wk, mk, vk in zip(w, m, v, strict=True))
+
+    assert stats.kstest(x[:, 0].numpy(), cdf).pvalue > 1e-4
+
+
+def test_the_result_does_not_depend_on_the_batch():
+    model = mixture()
+    whole, parts, fewer = (
+        sample(model, n, 6, sigma_max=20.0, sigma_min=0.01, generator=torch.Generator().manual_seed(5), batch_size=b)
+        for n, b in ((100, None), (100, 7), (30, 30))
+    )
+    torch.testing.assert_close(parts, whole, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(fewer, whole[:30], rtol=1e-9, atol=1e-9)
+
+
+def test_noise_is_standard_normal_and_each_row_its_own():
+    z = Noise(7)(torch.empty(40_000, 3))
+    assert stats.kstest(z.flatten().numpy(), "norm").pvalue > 1e-4
+    assert abs(np.corrcoef(z[1:, 0], z[:-1, 0])[0, 1]) < 5 / math.sqrt(40_000)
+    torch.testing.assert_close(Noise(7, first=11_000)(torch.empty(50, 3)), z[11_000:11_050], rtol=0, atol=0)
+    noise = Noise(7)
+    first, second = noise(torch.empty(2000, 3)), noise(torch.empty(2000, 3))
+    assert abs(np.corrcoef(first.flatten(), second.flatten())[0, 1]) < 5 / math.sqrt(6000)
+
+
+def test_any_process_follows_the_same_flow():
+    model, vp = mixture(), processes.VP(0.1, 20.0)
+    y = starts(model, 40, 20.0)
+    want = sample(model, y, 8, sigma_max=20.0, sigma_min=0.01)
+    kernels = [vp.at_ratio(s) for s in (20.0, 0.01)]
+    got = sample(model, y * kernels[0].alpha, 8, sigma_max=20.0, sigma_min=0.01, process=vp)
+    torch.testing.assert_close(got, want * kernels[1].alpha, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+def test_other_dtypes(dtype, tolerance):
+    model = mixture()
+    y = starts(model, 60, 4.0).to(dtype)
+    want = sample(model, y.double(), 10, sigma_max=4.0, sigma_min=0.01)
+    got = sample(model, y, 10, sigma_max=4.0, sigma_min=0.01)
+    assert got.dtype == dtype
+    assert (got.double() - want).square().mean().sqrt() < tolerance
+
+
+def test_images_are_as_their_pixels(g):
+    model = GaussianMixture(t64([0.5, 0.5]), torch.randn(2, 1, 2, 2, generator=g, dtype=F64), t64(0.1))
+    flat = GaussianMixture(t64([0.5, 0.5]), model.means, t64(0.1))
+    y = 10 * torch.randn(30, 1, 2, 2, generator=g, dtype=F64)
+    a = sample(model, y, 6, sigma_max=10.0, sigma_min=0.01)
+    b = sample(flat, y.flatten(1), 6, sigma_max=10.0, sigma_min=0.01)
+    torch.testing.assert_close(a.flatten(1), b, rtol=1e-6, atol=1e-6)
+
+
+def test_a_start_at_low_noise_is_taken_as_it_is():
+    """At half a standard deviation the rows are no draws of a Gaussian: the pilot is taken from the start itself."""
+    model = GaussianMixture(t64([0.5, 0.5]), t64([[-3.0, 0.0], [3.0, 0.0]]), t64(0.2))
+    y = starts(model, 300, 1.0)
+    error = sample(model, y, 6, sigma_max=1.0, sigma_min=0.002) - exact_flow(model, y, 1.0, 0.002)
+    assert error.square().mean().sqrt() < 0.02
+
+
+def test_a_measured_frame_is_that_of_the_data():
+    model = mixture()
+    y = starts(model, 256, 30.0)
+    got = measured_frame(Field(ScoreFunction(model.score)), y, 30.0, 0.002)
+    assert got.basis is not None
+    se = model.covariance.diagonal().max().item() / 16  # of a variance over 256 rows: √2 v/16
+    assert (got.mean - model.mean).abs().max() < 5 * math.sqrt(model.covariance.diagonal().max().item() / 256)
+    v = (got.basis * got.variance) @ got.basis.T
+    assert (v - model.covariance).abs().max() < 5 * math.sqrt(2) * se
+
+
+def test_a_model_of_many_coordinates_that_knows_no_gaussian(g):
+    """256 rows say nothing on 200 × 200 covariances: one variance is measured, and other rows are as the pilot's."""
+    model = GaussianMixture(t64([0.5, 0.5]), torch.randn(2, 200, generator=g, dtype=F64), t64(0.3))
+    y = starts(model, 300, 80.0)
+    want = sample(model, y, 150, sigma_max=80.0, sigma_min=0.002)
+    unknown = ScoreFunction(model.score)
+    distance = (sample(unknown, y, 10, sigma_max=80.0, sigma_min=0.002) - want).square().mean(1).sqrt()
+    assert distance[200:].median() < 5e-3
+    assert distance[200:].median() < 2 * distance[:100].median()
+
+
+def test_what_a_plan_says_is_one_line():
+    text = str(calibrate(mixture(), 5, sigma_max=20.0, sigma_min=0.01))
+    assert "\n" not in text
+    assert "5 steps" in text
+
+
+def test_callback_and_trajectory_see_every_step():
+    model, seen = mixture(), []
+    sample(model, 10, 4, sigma_max=9.0, sigma_min=0.1, batch_size=6, callback=seen.append)
+    assert [s.step for s in seen] == [0, 1, 2, 3, 4] * 2
+    assert [len(s.x) for s in seen] == [6] * 5 + [4] * 5
+    sigmas = [s.sigma for s in trajectory(model, 3, 4, sigma_max=9.0, sigma_min=0.1)]
+    assert sigmas[0] == 9.0
+    assert sigmas[-1] == 0.1
+    assert all(a > b for a, b in pairwise(sigmas))
+
+
+def test_a_model_without_a_finite_score_is_named_with_its_level():
+    def bad(x_t: torch.Tensor, kernel: Kernel) -> torch.Tensor:
+        return x_t * (torch.nan if kernel.sigma.item() < 1.0 else -0.1)
+
+    with pytest.raises(InputError, match=r"^sampler: not finite after step \d+ of \d+, at sigma = 0\.\d+; [^\n]*$"):
+        sample(ScoreFunction(bad), torch.ones(2, 1), sigma_max=3.0, sigma_min=0.1)
+
+
+def test_a_saved_model_keeps_its_plan(tmp_path):
+    x = np.random.default_rng(0).normal(size=(200, 2)) @ np.array([[1.0, 0.4], [0.0, 0.5]])
+    est = ScoreDensity(n_steps=30, random_state=0, verbose=False).fit(x)
+    assert len(est.model_.sampling_plans) == 1
+    est.save(tmp_path / "m")
+    loaded = ScoreDensity.load(tmp_path / "m")
+    (a,), (b,) = est.model_.sampling_plans.values(), loaded.model_.sampling_plans.values()
+    assert isinstance(b, Plan)
+    assert torch.equal(a.levels, b.levels)
+    assert (a.error, a.stderr, a.n_rows) == (b.error, b.stderr, b.n_rows)
+    np.testing.assert_array_equal(est.sample(5), loaded.sample(5))
+    assert loaded.sampling_error_.value == a.error
