@@ -119,7 +119,7 @@ def test_the_velocity_is_the_derivative_of_the_scaled_state(g):
     ahead = exact_flow(model, y, s, s - h)
     u, u_ahead = (frame.into(v) / frame.radius(t64(at)) for v, at in ((y, s), (ahead, s - h)))
     slope = (u_ahead - u) / frame.turn(t64(s), t64(s - h))
-    torch.testing.assert_close(frame.velocity(flow, frame.into(y), t64(s), (2,)), slope, rtol=2e-3, atol=2e-4)
+    torch.testing.assert_close(frame.velocity(flow, y, frame.into(y), t64(s)), slope, rtol=2e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 6])
@@ -231,7 +231,7 @@ def test_weights_are_those_of_least_squares(pilot):
     flow, p = pilot
     weights, _ = fit(flow, p, [30, 45, 80])
     c = p.landed(30)
-    q = p.frame.velocity(flow, c, p.levels[30], (2,))
+    q = p.velocity(flow, c, 30)
     r = (p.frame.variance + p.levels[45] ** 2).sqrt()
     feature = r * p.frame.turn(p.levels[30], p.levels[45]) * q
     target = p.states[45] - c * r / (p.frame.variance + p.levels[30] ** 2).sqrt()

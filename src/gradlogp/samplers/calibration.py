@@ -98,7 +98,7 @@ def fit(flow: Field, pilot: Pilot, nodes: list[int]) -> tuple[list[Tensor], Tens
     weights: list[Tensor] = []
     for i, j in pairwise(nodes):
         s, s_next = pilot.levels[i], pilot.levels[j]
-        past = [pilot.frame.velocity(flow, c, s, pilot.event_shape), *past][:N_PAST]
+        past = [pilot.velocity(flow, c, i), *past][:N_PAST]
         weights.append(_least_squares(pilot.frame, c, s, s_next, past, pilot.states[j]))
         c = pilot.frame.advance(c, s, s_next, past, weights[-1])
     return weights, c
@@ -109,7 +109,7 @@ def carried_out(flow: Field, pilot: Pilot, nodes: list[int], weights: list[Tenso
     c = pilot.landed(nodes[0])
     past: list[Tensor] = []
     for (i, j), a in zip(pairwise(nodes), weights, strict=True):
-        past = [pilot.frame.velocity(flow, c, pilot.levels[i], pilot.event_shape), *past][:N_PAST]
+        past = [pilot.velocity(flow, c, i), *past][:N_PAST]
         c = pilot.frame.advance(c, pilot.levels[i], pilot.levels[j], past[: len(a)], a)
     return c
 

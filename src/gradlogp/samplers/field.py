@@ -32,10 +32,13 @@ class Field:
         self.model = model
         self.process = EDM() if process is None else process
         self.dtype = dtype
+        self._last: tuple[Level, Gaussian] | None = None
 
     def kernel(self, s: Level) -> Gaussian:
         """The kernel that the model is shown at noise ratio s, a scalar or ``(B,)``."""
-        return self.process.at_ratio(s)
+        if self._last is None or self._last[0] is not s:
+            self._last = s, self.process.at_ratio(s)
+        return self._last[1]
 
     def denoise(self, y: Batch, s: Level) -> Batch:
         """D(y; s), like y. One call of the model."""

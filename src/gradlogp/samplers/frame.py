@@ -88,9 +88,9 @@ class Frame:
         """The flow of the Gaussian from s to s': each coordinate scales by √((λ + s'²)/(λ + s²))."""
         return c * (self.radius(s_next) / self.radius(s))
 
-    def velocity(self, flow: Field, c: Tensor, s: Tensor, event_shape: tuple[int, ...]) -> Tensor:
-        """Q = −(D − λ/(λ + s²)·c)·r/s, ``(B, D)``. One call of the model."""
-        d = self.into(flow.denoise(self.back(c, event_shape), s))
+    def velocity(self, flow: Field, y: Batch, c: Tensor, s: Tensor) -> Tensor:
+        """Q = −(D − λ/(λ + s²)·c)·r/s, ``(B, D)``, at y with coordinates c. One call of the model."""
+        d = self.into(flow.denoise(y, s))
         r = self.radius(s)
         return (self.variance / r**2 * c - d) * (r / s.to(c))
 

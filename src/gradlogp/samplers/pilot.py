@@ -60,6 +60,10 @@ class Pilot:
         states, velocities = self.states[:, some], self.velocities[:, some]
         return replace(self, first=self.first[some], states=states, velocities=velocities)
 
+    def velocity(self, flow: Field, c: Tensor, level: int) -> Tensor:
+        """The model's velocity at c at one of the levels."""
+        return self.frame.velocity(flow, self.frame.back(c, self.event_shape), c, self.levels[level])
+
     def landed(self, level: int) -> Tensor:
         """Where the Gaussian's flow takes the rows, ``(N, D)``."""
         return self.frame.exact(self.first, self.start, self.levels[level])
@@ -72,7 +76,7 @@ def follow(
     states, velocities = [c], []
     exact = frame.exactly
     for i in range(len(levels) - 1):
-        velocities.append(frame.velocity(flow, states[-1], levels[i], event_shape))
+        velocities.append(frame.velocity(flow, frame.back(states[-1], event_shape), states[-1], levels[i]))
         last = range(i, max(i - order, -1), -1)
         weights = adams_bashforth(exact, [levels[j] for j in last], levels[i + 1])
         states.append(frame.advance(states[-1], levels[i], levels[i + 1], [velocities[j] for j in last], weights))

@@ -38,11 +38,11 @@ class ReferenceExact(Step):
 
     def __call__(self, flow: Field, y: Batch, s: Tensor, s_next: Tensor, memory: Memory) -> Batch:
         """One call of the model."""
-        frame, event = self.frame.like(y), tuple(y.shape[1:])
-        c = frame.into(y)
-        past = remember(memory, Residual(s, frame.velocity(flow, c, s, event)), self.order)
+        frame = self.frame.like(y)
+        c = _coordinates(frame, y, memory)
+        past = _remember(memory, Residual(s, frame.velocity(flow, y, c, s)), self.order)
         weights = adams_bashforth(self.frame.exactly, [p.s for p in past], s_next)
-        return frame.back(frame.advance(c, s, s_next, [p.velocity for p in past], weights), event)
+        return _moved(frame, y, frame.advance(c, s, s_next, [p.velocity for p in past], weights), memory)
 
 
 class Tabulated(Step):
@@ -63,17 +63,33 @@ class Tabulated(Step):
         self.levels = levels
         self.weights = weights
 
-    def __call__(self, flow: Field, y: Batch, s: Tensor, s_next: Tensor, memory: Memory) -> Batch:  # noqa: ARG002
+    def __call__(self, flow: Field, y: Batch, s: Tensor, s_next: Tensor, memory: Memory) -> Batch:
         """One call of the model."""
-        frame, event, i = self.frame.like(y), tuple(y.shape[1:]), memory.step
-        c, at, to, weights = frame.into(y), self.levels[i], self.levels[i + 1], self.weights[i]
+        frame, i = self.frame.like(y), memory.step
+        c, at, weights = _coordinates(frame, y, memory), s, self.weights[i]
         if i == 0:
+            at = self.levels[0]
             c = frame.exact(c, s, at)
-        past = remember(memory, Residual(at, frame.velocity(flow, c, at, event)), len(self.weights[-1]))
-        return frame.back(frame.advance(c, at, to, [p.velocity for p in past][: len(weights)], weights), event)
+            y = frame.back(c, tuple(y.shape[1:]))
+        past = _remember(memory, Residual(at, frame.velocity(flow, y, c, at)), len(self.weights[-1]))
+        c = frame.advance(c, at, s_next, [p.velocity for p in past][: len(weights)], weights)
+        return _moved(frame, y, c, memory)
 
 
-def remember(memory: Memory, new: Residual, keep: int) -> list[Residual]:
+def _coordinates(frame: Frame, y: Batch, memory: Memory) -> Tensor:
+    """Those of y, which are known if it is the state that was returned last."""
+    known = memory.coordinates
+    return known[1] if known is not None and known[0] is y else frame.into(y)
+
+
+def _moved(frame: Frame, y: Batch, c: Tensor, memory: Memory) -> Batch:
+    """The state at the coordinates c, of the shape of y."""
+    moved = frame.back(c, tuple(y.shape[1:]))
+    memory.coordinates = moved, c
+    return moved
+
+
+def _remember(memory: Memory, new: Residual, keep: int) -> list[Residual]:
     """Keep the newest ``keep`` residuals, this one included."""
     memory.residuals[:] = [new, *memory.residuals][:keep]
     return memory.residuals

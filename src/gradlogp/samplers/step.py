@@ -55,6 +55,7 @@ class Memory:
         step: steps taken so far.
         past: evaluations so far, the newest first; a method keeps as many as it needs.
         residuals: the same of a reference-exact method.
+        coordinates: the state that a reference-exact step returned last, and its eigen-coordinates.
         step_size: of a method that chooses its own, one a row.
     """
 
@@ -62,6 +63,7 @@ class Memory:
     step: int = 0
     past: list[Evaluation] = field(default_factory=list)
     residuals: list[Residual] = field(default_factory=list)
+    coordinates: tuple[Batch, Tensor] | None = None
     step_size: Tensor | None = None
 
     def evaluate(self, flow: Field, y: Batch, s: Tensor, keep: int) -> Evaluation:
