@@ -16,7 +16,18 @@ from gradlogp import InputError, ScoreDensity, processes
 from gradlogp.kernels import Gaussian, Kernel
 from gradlogp.models import GaussianReference, ScoreFunction, ScoreModel
 from gradlogp.oracles import GaussianMixture
-from gradlogp.samplers import Field, Frame, Plan, ReferenceExact, calibrate, karras, log_uniform, sample, trajectory
+from gradlogp.samplers import (
+    Field,
+    Frame,
+    Plan,
+    ReferenceExact,
+    calibrate,
+    given,
+    karras,
+    log_uniform,
+    sample,
+    trajectory,
+)
 from gradlogp.samplers.calibration import FITTED, fit
 from gradlogp.samplers.frame import adams_bashforth
 from gradlogp.samplers.nodes import _local_errors, candidates, cheapest
@@ -416,6 +427,29 @@ def test_a_model_without_a_finite_score_is_named_with_its_level():
 
     with pytest.raises(InputError, match=r"^sampler: not finite after step \d+ of \d+, at sigma = 0\.\d+; [^\n]*$"):
         sample(ScoreFunction(bad), torch.ones(2, 1), sigma_max=3.0, sigma_min=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"step": ReferenceExact}, "step: got <class"),
+        ({"step": "heun"}, "step: got 'heun', want an instance of a step, such as samplers.Heun()"),
+        ({"grid": lambda high, low, n: [high, low]}, "grid: got 2 levels, want 6 decreasing levels for 5 steps"),
+        ({"grid": lambda high, low, n: torch.linspace(low, high, n + 1)}, "that do not decrease"),
+        ({"grid": "karras"}, "grid: got 'karras', want a function such as samplers.karras"),
+        ({"grid": given([3.0, 1.0])}, "grid: got 5 steps from 3 to 0.1, want 1 steps from 3 to 1"),
+        ({"batch_size": 0}, "batch_size: got 0, want at least 1"),
+    ],
+)
+def test_what_does_not_fit_together_is_said_in_one_line(options, message, as_a_user):
+    with pytest.raises(InputError, match=r"^[^\n]*$") as error:
+        sample(mixture(), torch.ones(4, 2), 5, sigma_max=3.0, sigma_min=0.1, **options)
+    assert message in str(error.value)
+
+
+def test_starts_of_another_shape_are_refused():
+    with pytest.raises(InputError, match=r"x: got event shape \(3,\), want \(2,\)"):
+        sample(mixture(), torch.ones(4, 3), 5, sigma_max=3.0, sigma_min=0.1)
 
 
 def test_a_saved_model_keeps_its_plan(tmp_path):

@@ -37,6 +37,21 @@ def time_uniform(process: Process) -> Grid:
     return grid
 
 
+def levels_of(grid: Grid, sigma_max: float, sigma_min: float, n_steps: int) -> Tensor:
+    """The levels of a grid, checked.
+
+    Raises:
+        InputError: not n_steps + 1 levels that are positive and decrease.
+    """
+    if not callable(grid):
+        raise InputError(f"grid: got {grid!r}, want a function such as samplers.karras, or samplers.given(levels)")
+    levels = as_level(torch.as_tensor(grid(sigma_max, sigma_min, n_steps), dtype=torch.float64), "grid")
+    if levels.shape != (n_steps + 1,) or not bool((levels.diff() < 0).all()):
+        got = f"{levels.numel()} levels" + ("" if levels.numel() != n_steps + 1 else " that do not decrease")
+        raise InputError(f"grid: got {got}, want {n_steps + 1} decreasing levels for {n_steps} steps")
+    return levels
+
+
 def given(levels: Sequence[float] | Tensor) -> Grid:
     """These levels, whatever is asked for; the ends and the number of steps must be theirs.
 

@@ -9,11 +9,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Batch, InputError, as_batch, as_count
+from gradlogp._shapes import Batch, InputError, as_batch, as_count, same_event
 from gradlogp.models import GaussianReference, ScoreModel, require_gaussian
 from gradlogp.processes import Process
 from gradlogp.samplers.field import Field
-from gradlogp.samplers.grids import Grid, karras
+from gradlogp.samplers.grids import Grid, karras, levels_of
 from gradlogp.samplers.noise import Noise
 from gradlogp.samplers.plans import plan_for
 from gradlogp.samplers.reference import ReferenceExact
@@ -156,6 +156,10 @@ class _Run:
         given = as_batch(x_or_n, "x") if isinstance(x_or_n, Tensor) else None
         if given is None:
             as_count(x_or_n)
+        elif model.reference is not None:
+            same_event(given, model.reference.event_shape, "x")
+        if step is not None and not isinstance(step, Step):
+            raise InputError(f"step: got {step!r}, want an instance of a step, such as samplers.Heun()")
         low_precision = given.dtype if given is not None and given.dtype in LOW_PRECISION else None
         flow = Field(model, process, low_precision)
         event_shape = event_shape_of(model, event_shape) if given is None else tuple(given.shape[1:])
@@ -163,7 +167,7 @@ class _Run:
             plan = plan_for(flow, n_steps, (high, low), event_shape, given)
             step, levels = plan.step, plan.grid
         else:
-            step, levels = step or ReferenceExact(_reference(model)), (grid or karras)(high, low, n_steps)
+            step, levels = step or ReferenceExact(_reference(model)), levels_of(grid or karras, high, low, n_steps)
         return cls(flow, step, levels, seed_from(generator), event_shape, low_precision)
 
     def states(self, x_or_n: Batch | int, noise: Noise, generator: torch.Generator | None) -> Iterator[State]:
