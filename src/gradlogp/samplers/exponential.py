@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gradlogp._shapes import Batch, InputError, as_count, as_level
+from gradlogp.samplers.polynomials import gauss, lagrange
 from gradlogp.samplers.step import Evaluation, Memory
 
 Variable: TypeAlias = Callable[[Tensor], Tensor]  # noise ratios -> what a polynomial is in, elementwise
 
-_POINTS, _WEIGHTS = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(32))
+_POINTS, _WEIGHTS = gauss(32)
 
 
 def log_step(s: Tensor, s_next: Tensor) -> Tensor:
@@ -65,13 +65,9 @@ def weights(levels: Sequence[Tensor], s: Tensor, s_next: Tensor, density: Variab
         variable: u, elementwise; what the polynomial is in.
     """
     h = log_step(s, s_next)
-    sigma = s * (-h * (_POINTS + 1) / 2).exp()
-    u, at = variable(sigma), variable(torch.stack(list(levels)))
-    basis = [
-        torch.stack([(u - at[i]) / (at[j] - at[i]) for i in range(len(at)) if i != j] or [torch.ones_like(u)]).prod(0)
-        for j in range(len(at))
-    ]
-    integrals: Tensor = torch.stack(basis) @ (h / 2 * _WEIGHTS * density(sigma))
+    sigma = s * (-h * _POINTS).exp()
+    basis = lagrange(variable(torch.stack(list(levels))), variable(sigma))
+    integrals: Tensor = basis @ (h * _WEIGHTS * density(sigma))
     return integrals
 
 

@@ -10,7 +10,9 @@ from torch import Tensor
 from gradlogp._shapes import Batch
 from gradlogp.models import GaussianReference
 from gradlogp.samplers.field import Field
+from gradlogp.samplers.polynomials import gauss, lagrange
 
+_RULE = gauss(3)  # exact to degree 5
 MAX_BASIS = 2048  # coordinates up to which each eigen-direction has its own variance
 
 
@@ -111,17 +113,6 @@ def adams_bashforth(frame: Frame, levels: list[Tensor], s_next: Tensor) -> Tenso
         s_next: s'.
     """
     x = torch.stack([frame.turn(levels[0], level) for level in levels])  # (K, D), x[0] = 0
-    h = frame.turn(levels[0], s_next)
-    node, weight = (torch.tensor(v, dtype=x.dtype, device=x.device) for v in _GAUSS)
-    at = node[:, None] * h  # (3, D): exact to degree 5
-    rows = []
-    for k in range(len(levels)):
-        others = [j for j in range(len(levels)) if j != k]
-        lagrange = torch.ones_like(at)
-        for j in others:
-            lagrange = lagrange * (at - x[j]) / (x[k] - x[j])
-        rows.append((weight[:, None] * lagrange).sum(0))
-    return torch.stack(rows)
-
-
-_GAUSS = ((0.5 - 0.6**0.5 / 2, 0.5, 0.5 + 0.6**0.5 / 2), (5 / 18, 8 / 18, 5 / 18))
+    node, weight = (v.to(x)[:, None] for v in _RULE)
+    at = node * frame.turn(levels[0], s_next)  # (3, D)
+    return (weight * lagrange(x, at)).sum(1)
