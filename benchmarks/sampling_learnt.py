@@ -90,7 +90,7 @@ def ours(of: Learnt, end: Tensor) -> np.ndarray:
     for n in CALLS:
         plan = samplers.calibrate(of.model, n, sigma_max=of.sigma_max, sigma_min=of.sigma_min)
         x = samplers.sample(of.model, of.starts, n, sigma_max=of.sigma_max, sigma_min=of.sigma_min)
-        found.append([*measured(of, x, end), plan.error])
+        found.append([*measured(of, x, end), plan.accuracy.rms])
     return np.array(found).T
 
 

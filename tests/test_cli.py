@@ -177,7 +177,7 @@ def test_sample_writes_every_format(home, tmp_path, extension, capsys):
     out, _ = run(capsys, "sample", home / "model", "-n", 7, "--out", path)
     first, accuracy = out.splitlines()
     assert first == f"wrote 7 rows × 4 columns to {path}"
-    assert re.fullmatch(r"20 calls of the network; distance to the exact flow [\d.e-]+ ± [\d.e-]+ \(.*\)", accuracy)
+    assert re.fullmatch(r"20 steps; from the end of .*: half of the rows within [\d.e-]+ ± [\d.e-]+, .*", accuracy)
     got = load_file(path)
     assert got.values.shape == (7, 4)
     if extension in (".csv", ".parquet"):

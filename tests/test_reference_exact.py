@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 
@@ -188,8 +189,6 @@ def test_the_pilot_is_on_the_flow(pilot):
 
 def small(p: Pilot) -> Pilot:
     """Every tenth level of it."""
-    from dataclasses import replace
-
     return replace(p, levels=p.levels[::10], states=p.states[::10], velocities=p.velocities[::10])
 
 
@@ -238,7 +237,17 @@ def test_candidates_are_grids_that_end_at_the_last_level(pilot):
             assert all(a < b for a, b in pairwise(nodes))
 
 
-def test_weights_are_those_of_least_squares(pilot):
+def test_one_row_far_off_does_not_spoil_the_weights(pilot):
+    flow, p = pilot
+    states = p.states.clone()
+    states[45, 0] += 100.0
+    nodes = [30, 45, 80]
+    without, with_it = (fit(flow, q, nodes)[0][0] for q in (p.rows(slice(1, None)), replace(p, states=states)))
+    assert with_it.item() == pytest.approx(without.item(), rel=0.01)
+
+
+def test_weights_are_those_of_least_squares(pilot, monkeypatch):
+    monkeypatch.setattr("gradlogp.samplers.calibration.N_REWEIGHTED", 0)
     flow, p = pilot
     weights, _ = fit(flow, p, [30, 45, 80])
     c = p.landed(30)
@@ -263,11 +272,12 @@ def test_the_default_is_far_ahead_of_heun_at_the_same_calls(n_steps, known):
     want = from_80()
     end = sample(model, y, n_steps, sigma_max=80.0, sigma_min=0.002)
     other = sample(model, y, max(n_steps // 2, 1), sigma_max=80.0, sigma_min=0.002, step=_heun(), grid=karras)
-    error, others = ((v - want).square().mean().sqrt().item() for v in (end, other))
-    assert error < 0.05 * others
-    plan = calibrate(model, n_steps, sigma_max=80.0, sigma_min=0.002, starts=y)
-    assert 0.4 * error < plan.error + 4 * plan.stderr
-    assert plan.error < 2.5 * error
+    near, others = ((v - want).square().mean(1).sqrt() for v in (end, other))
+    assert near.square().mean() < 0.05**2 * others.square().mean()
+    told = calibrate(model, n_steps, sigma_max=80.0, sigma_min=0.002, starts=y).accuracy
+    assert 0.5 * near.median() < told.median + 4 * told.stderr
+    assert told.median < 2 * near.median()
+    assert 0.4 * near.quantile(0.9) < told.ninety < 2.5 * near.quantile(0.9)
 
 
 def _heun():
@@ -293,9 +303,11 @@ def test_a_plan_is_forgotten_when_the_model_changes():
     assert len(model.sampling_plans) == 1
     sample(model, 3, 5, sigma_max=9.0, sigma_min=0.1)
     assert list(model.sampling_plans.values()) == [plan]
-    model.mean.add_(1.0)
+    before = list(model.sampling_plans)
+    model.mean = model.mean + 1.0  # a change that no version tells
     sample(model, 3, 5, sigma_max=9.0, sigma_min=0.1)
-    assert len(model.sampling_plans) == 2
+    assert len(model.sampling_plans) == 1
+    assert list(model.sampling_plans) != before
 
 
 @pytest.mark.parametrize("n_steps", [1, 2, FITTED, FITTED + 1, 100])
@@ -311,7 +323,7 @@ def test_gaussian_data_are_exact_in_one_call():
     y = 30 * torch.randn(50, 4, generator=torch.Generator().manual_seed(2), dtype=F64)
     got = sample(model, y, 1, sigma_max=30.0, sigma_min=0.01)
     torch.testing.assert_close(got, exact_flow(model, y, 30.0, 0.01), rtol=1e-6, atol=1e-6)
-    assert calibrate(model, 1, sigma_max=30.0, sigma_min=0.01).error < 1e-6
+    assert calibrate(model, 1, sigma_max=30.0, sigma_min=0.01).accuracy.rms < 1e-6
 
 
 def test_samples_have_the_law_of_the_data(g):
@@ -407,6 +419,7 @@ def test_a_model_of_many_coordinates_that_knows_no_gaussian(g):
 def test_what_a_plan_says_is_one_line():
     text = str(calibrate(mixture(), 5, sigma_max=20.0, sigma_min=0.01))
     assert "\n" not in text
+    assert len(text) < 300
     assert "5 steps" in text
 
 
@@ -447,6 +460,44 @@ def test_what_does_not_fit_together_is_said_in_one_line(options, message, as_a_u
     assert message in str(error.value)
 
 
+def test_a_plan_fitted_to_starts_is_not_one_for_counts():
+    """Without a Gaussian the pilot is the start: a count must not depend on what was sampled before."""
+    model = mixture()
+    a, b = (ScoreFunction(model.score) for _ in range(2))
+    options = {"sigma_max": 9.0, "sigma_min": 0.1}
+    sample(a, starts(model, 100, 9.0), 5, **options)
+    same = [sample(m, 20, 5, event_shape=(2,), generator=torch.Generator().manual_seed(1), **options) for m in (a, b)]
+    assert torch.equal(*same)
+    sample(ScoreFunction(lambda x, k: -x / (1 + k.sigma**2).to(x)), 5, 3, event_shape=(3,), **options)
+    assert len(a.sampling_plans) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((3, 5), {}, "model: got int, want a score model"),
+        ((None, [[1.0, 2.0]]), {}, "x_or_n: got list, want a torch.Tensor of noisy rows, or a whole number"),
+        ((None, 5), {"process": processes.VP}, "process: got <class"),
+        ((None, 5), {"event_shape": (3,)}, "event_shape: got (3,), want (2,)"),
+        ((None, 5), {"generator": 3}, "generator: got int, want a torch.Generator"),
+        ((None, 5), {"sigma_max": torch.tensor([1.0, 2.0])}, "sigma_max: got 2 numbers, want one"),
+    ],
+)
+def test_what_is_no_part_of_a_sampler_is_said(arguments, options, message, as_a_user):
+    model, x = arguments
+    with pytest.raises(InputError, match=r"^[^\n]*$") as error:
+        sample(mixture() if model is None else model, x, 5, **({"sigma_max": 3.0, "sigma_min": 0.1} | options))
+    assert message in str(error.value)
+
+
+def test_a_range_far_above_the_data():
+    model = mixture()
+    y = starts(model, 50, 200.0)
+    torch.testing.assert_close(
+        sample(model, y, 5, sigma_max=200.0, sigma_min=100.0), exact_flow(model, y, 200.0, 100.0), rtol=1e-4, atol=1e-3
+    )
+
+
 def test_starts_of_another_shape_are_refused():
     with pytest.raises(InputError, match=r"x: got event shape \(3,\), want \(2,\)"):
         sample(mixture(), torch.ones(4, 3), 5, sigma_max=3.0, sigma_min=0.1)
@@ -461,6 +512,7 @@ def test_a_saved_model_keeps_its_plan(tmp_path):
     (a,), (b,) = est.model_.sampling_plans.values(), loaded.model_.sampling_plans.values()
     assert isinstance(b, Plan)
     assert torch.equal(a.levels, b.levels)
-    assert (a.error, a.stderr, a.n_rows) == (b.error, b.stderr, b.n_rows)
+    assert a.accuracy == b.accuracy
     np.testing.assert_array_equal(est.sample(5), loaded.sample(5))
-    assert loaded.sampling_error_.value == a.error
+    assert loaded.sampling_accuracy_ == a.accuracy
+    assert len(loaded.model_.sampling_plans) == 1

@@ -283,8 +283,8 @@ def _sample(args: argparse.Namespace) -> None:
     rows = read(model.sample(args.n, random_state=args.seed)).values
     save_file(args.out, rows, model.schema_)
     _say(args, f"wrote {len(rows):,} rows × {_width(model)} to {args.out}")
-    calls = f"{model.sampling_steps} calls of the network"
-    _say(args, f"{calls}; distance to the exact flow {model.sampling_error_} (root mean square, in units of σ)")
+    told = f"{model.sampling_steps} steps; from the end of the model's exact flow, in units of σ"
+    _say(args, f"{told}: {model.sampling_accuracy_}")
 
 
 def _grad(args: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ from gradlogp._shapes import Batch, InputError, as_level
 from gradlogp.audit import Audit
 from gradlogp.data import Grid, Schema, detect_grid, read
 from gradlogp.data.containers import short
-from gradlogp.diagnostics import Estimate, SelfCheck, self_check
+from gradlogp.diagnostics import SelfCheck, self_check
 from gradlogp.estimators import diagnosis, saved
 from gradlogp.estimators.parameters import check_parameters, device_from, generator_from
 from gradlogp.estimators.units import Array, Units, grid_steps
@@ -54,7 +54,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             machine's speed.
         patience: looks at the held-out rows without a better one before training stops.
         validation_fraction: share of the rows held out.
-        sampling_steps: steps of the sampler, two network calls each.
+        sampling_steps: steps of the sampler, one call of the network each, and one more to denoise.
         device: "cpu", "cuda", …; None takes a GPU where there is one.
         n_jobs: processor threads to use, put back afterwards; None leaves torch's setting. With networks this small
             more than one gains little, and on a busy machine they wait for each other.
@@ -229,7 +229,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         """Draw n new rows, of the kind, names and types that were fitted; values on a grid come back on it.
 
         The probability flow is followed from ``levels_.sigma_max`` to ``levels_.sigma_min`` in ``sampling_steps`` calls
-        of the network, then E[x | x_t] is taken; :attr:`sampling_error_` says how accurately.
+        of the network, then E[x | x_t] is taken; :attr:`sampling_accuracy_` says how accurately.
         As in scikit-learn the same random state draws the same rows again: give each call its own to collect more.
 
         Args:
@@ -262,14 +262,12 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         return self.grid_.snap(self.units_.from_model(torch.cat(parts)))
 
     @property
-    def sampling_error_(self) -> Estimate:
-        """How far samples are from where the model's own flow ends: root mean square a coordinate, in units of σ.
+    def sampling_accuracy_(self) -> samplers.Accuracy:
+        """How near samples come to where the model's own flow ends, in units of σ; the model's error is not in it.
 
-        It is the error of the sampler with ``sampling_steps`` calls of the network, measured on a pilot of up to 128
-        rows; the error of the model is not in it. What fewer than one row in a hundred does, it may not see.
+        Of the sampler with ``sampling_steps`` calls of the network, measured on a pilot of up to 256 rows.
         """
-        plan = self._plan(self._fitted())
-        return Estimate(plan.error, plan.stderr)
+        return self._plan(self._fitted()).accuracy
 
     def _plan(self, model: Preconditioned) -> samplers.Plan:
         """The sampler fitted to the model; new only if there is none yet for so many steps."""

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from gradlogp.estimators.density import ScoreDensity
 
 
-_PLAN = ("start", "error", "stderr", "n_rows")
-
-
 @dataclass(frozen=True)
 class Fitted:
     """What a fitted estimator consists of."""
@@ -107,8 +104,8 @@ def _record(entry: dict[str, Any]) -> Record:
 
 
 def _plan_to_json(plan: samplers.Plan) -> dict[str, Any]:
-    kept = {name: getattr(plan, name) for name in _PLAN}
-    return kept | {"levels": plan.levels.tolist(), "weights": [a.tolist() for a in plan.weights]}
+    levels, weights = plan.levels.tolist(), [a.tolist() for a in plan.weights]
+    return {"start": plan.start, "levels": levels, "weights": weights, "accuracy": asdict(plan.accuracy)}
 
 
 def _plan_from_json(entry: dict[str, Any], model: Preconditioned) -> samplers.Plan:
@@ -116,7 +113,7 @@ def _plan_from_json(entry: dict[str, Any], model: Preconditioned) -> samplers.Pl
     levels, weights = _doubles(entry["levels"]), tuple(_doubles(a) for a in entry["weights"])
     if len(levels) != len(weights) + 1 or not bool((levels.diff() < 0).all() and levels[-1] > 0):
         raise InputError(f"a plan of {len(levels)} levels and {len(weights)} steps")
-    return samplers.Plan(frame, levels=levels, weights=weights, **{k: entry[k] for k in _PLAN})
+    return samplers.Plan(frame, entry["start"], levels, weights, samplers.Accuracy(**entry["accuracy"]))
 
 
 def _model(tensors: dict[str, Tensor], network: dict[str, Any]) -> Preconditioned:

@@ -6,7 +6,7 @@ equation 1): followed from s_max down to s_min it turns a draw of p_{s_max} into
 
 from gradlogp.samplers.adams_bashforth import ExponentialAdamsBashforth, LinearMultistep
 from gradlogp.samplers.added_noise import Churn, EulerMaruyama, PredictorCorrector
-from gradlogp.samplers.calibration import Plan
+from gradlogp.samplers.calibration import Accuracy, Plan
 from gradlogp.samplers.dpm import DPMSolverPP2M, DPMSolverPP2S, DPMSolverPP3M
 from gradlogp.samplers.field import Field
 from gradlogp.samplers.frame import Frame
@@ -29,6 +29,7 @@ __all__ = [
     "ERSDE",
     "START",
     "STOP",
+    "Accuracy",
     "AdaptiveRungeKutta",
     "Ancestral",
     "Churn",

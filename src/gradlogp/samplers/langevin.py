@@ -108,8 +108,8 @@ def langevin(
         target_acceptance: in (0, 1); 0.574 is best for many coordinates (Roberts and Rosenthal 1998). With
             ``adjusted=False`` the adaptation still tests, and a higher target means less bias.
         step: h in units of sigma², fixed, in place of adaptation.
-        max_step: the largest h in units of sigma²; by default 0.1, and no limit for a model with ``log_prob``. The
-            acceptance is above its target where the limit is reached.
+        max_step: the largest h in units of sigma²; by default 0.1, and no limit for a model with ``log_prob`` if
+            adjusted. The acceptance is above its target where the limit is reached.
         nodes: of the line integral, at least 2; see :func:`log_ratio`.
         event_shape: where the model does not know it.
         generator: source of the seed.
@@ -151,7 +151,7 @@ def langevin_trajectory(
         raise InputError(f"target_acceptance: got {target_acceptance:g}, want a number between 0 and 1")
     noise = Noise(seed_from(generator))
     n, x = _chains(model, x_or_n, levels[0], event_shape, noise, generator)
-    cap = _max_step(model, max_step)
+    cap = _max_step(model, max_step, adjusted)
     n_warm = 0 if step is not None else max(1, n_steps // 2)
     alphas = [1.0, *(k.alpha.item() for k in levels)]
     for i, (kernel, (before, alpha)) in enumerate(zip(levels, pairwise(alphas), strict=True)):
@@ -380,10 +380,10 @@ def _as_ladder(model: ScoreModel, ladder: Sequence[Kernel]) -> list[Kernel]:
     return list(ladder)
 
 
-def _max_step(model: object, max_step: float | None) -> float:
-    """As given, otherwise no limit for a model that knows its density."""
+def _max_step(model: object, max_step: float | None, adjusted: bool) -> float:
+    """As given, otherwise no limit for a model that knows its density, if proposals are tested."""
     if max_step is None:
-        return math.inf if isinstance(model, Density) else MAX_STEP
+        return math.inf if adjusted and isinstance(model, Density) else MAX_STEP
     return max_step if max_step == math.inf else as_level(max_step, "max_step").item()
 
 

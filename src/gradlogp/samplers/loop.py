@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Batch, InputError, as_batch, as_count, same_event
+from gradlogp._shapes import Batch, InputError, as_batch, as_count
 from gradlogp.models import GaussianReference, ScoreModel, require_gaussian
 from gradlogp.processes import Process
 from gradlogp.samplers.field import Field
@@ -90,7 +91,7 @@ def trajectory(
             unknown event shape, or a state that is no longer finite (the message says at which step and level).
     """
     run = _Run.of(model, x_or_n, n_steps, (sigma_max, sigma_min), step, grid, process, event_shape, generator)
-    yield from run.states(x_or_n, Noise(run.seed), generator)
+    return run.states(x_or_n, Noise(run.seed), generator)
 
 
 def sample(
@@ -150,19 +151,20 @@ class _Run:
         event_shape: tuple[int, ...] | None,
         generator: torch.Generator | None,
     ) -> _Run:
+        _check_parts(model, process, step)
         require_gaussian(model, "sampler")
         high, low = ends(model, *between)
         n_steps = as_count(n_steps, "n_steps")
         given = as_batch(x_or_n, "x") if isinstance(x_or_n, Tensor) else None
+        if given is None and not isinstance(x_or_n, int | np.integer):
+            raise InputError(
+                f"x_or_n: got {type(x_or_n).__name__}, want a torch.Tensor of noisy rows, or a whole number"
+            )
         if given is None:
             as_count(x_or_n)
-        elif model.reference is not None:
-            same_event(given, model.reference.event_shape, "x")
-        if step is not None and not isinstance(step, Step):
-            raise InputError(f"step: got {step!r}, want an instance of a step, such as samplers.Heun()")
         low_precision = given.dtype if given is not None and given.dtype in LOW_PRECISION else None
         flow = Field(model, process, low_precision)
-        event_shape = event_shape_of(model, event_shape) if given is None else tuple(given.shape[1:])
+        event_shape = event_shape_of(model, event_shape, given)
         if step is None and grid is None:
             plan = plan_for(flow, n_steps, (high, low), event_shape, given)
             step, levels = plan.step, plan.grid
@@ -178,6 +180,16 @@ class _Run:
         for i, s, y in follow(self.flow, first, self.levels, self.step, noise):
             x = self.flow.noisy(y, s)
             yield State(i, s.item(), x if self.low_precision is None else x.to(self.low_precision))
+
+
+def _check_parts(model: object, process: object, step: object) -> None:
+    if not isinstance(model, ScoreModel):
+        want = "a score model, such as est.model_ of a fitted ScoreDensity, or models.ScoreFunction(function)"
+        raise InputError(f"model: got {type(model).__name__}, want {want}")
+    if process is not None and not isinstance(process, Process):
+        raise InputError(f"process: got {process!r}, want an instance of a process, such as processes.VP()")
+    if step is not None and not isinstance(step, Step):
+        raise InputError(f"step: got {step!r}, want an instance of a step, such as samplers.Heun()")
 
 
 def _reference(model: ScoreModel) -> GaussianReference:

@@ -12,6 +12,7 @@ from gradlogp.samplers.pilot import Pilot
 
 LANDINGS = ((2.0, 5.0), (4.0, 5.0), (2.0, 7.0))  # standard deviations of the widest direction, and Karras' ρ
 N_GROUPS = 16  # of directions, in which the turn of the frame is taken as the same
+MAX_COORDINATES = 1024  # of those evenly spaced, from which levels are chosen
 _RIDGE = 1e-3
 
 
@@ -51,13 +52,15 @@ def cheapest(pilot: Pilot, n_steps: int) -> list[int]:
 
 def _local_errors(pilot: Pilot) -> tuple[Tensor, Tensor]:
     """Of first steps i → j, ``(M, M)``, and of steps i → j after p, ``(M, M, M)``; infinite unless levels fall."""
-    s, all_variance = pilot.levels, pilot.frame.variance.double().cpu()
+    some = slice(None, None, max(1, len(pilot.frame.variance) // MAX_COORDINATES))
+    s, all_variance = pilot.levels, pilot.frame.variance[some].double().cpu()
     m, n = len(s), pilot.states.shape[1]
     group = torch.linspace(0, N_GROUPS - 1e-9, len(all_variance)).long()[all_variance.argsort().argsort()]
     variance = torch.stack([all_variance[group == g].mean() for g in group.unique()])
     r = (all_variance + s[:, None] ** 2).sqrt()[:, None]  # (M, 1, D)
-    u, landed = pilot.states.double().cpu() / r, pilot.landed(0).double().cpu() / r[0]
-    q = torch.cat([pilot.velocities, pilot.velocities[-1:]]).double().cpu()  # the last is never used
+    u, landed = pilot.states[:, :, some].double().cpu() / r, pilot.landed(0)[:, some].double().cpu() / r[0]
+    q = pilot.velocities[:, :, some].double().cpu()
+    q = torch.cat([q, q[-1:]])  # the last is never used
     end, h = r[-1] ** 2 / n, u - landed
     uu, uq, qq, hh, hq = (_by_group(a * end, b, group) for a, b in ((u, u), (u, q), (q, q), (h, h), (h, q)))
     root = variance.sqrt()[:, None, None]

@@ -34,7 +34,7 @@ class Noise:
         blocks = []
         for block in range(low, high + 1):
             g = torch.Generator(like.device).manual_seed(_mixed(self.seed, self.draws, block))
-            blocks.append(torch.randn(size, *event, generator=g, device=like.device))
+            blocks.append(torch.randn(size, *event, generator=g, dtype=torch.float32, device=like.device))
         self.draws += 1
         start = self.first - low * size
         return torch.cat(blocks)[start : start + len(like)].to(like.dtype)

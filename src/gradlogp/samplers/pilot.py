@@ -47,7 +47,9 @@ class Pilot:
     def of(cls, flow: Field, frame: Frame, y: Batch, s_max: float, s_min: float) -> Pilot:
         """Follow the rows y from s_max to s_min."""
         frame, event = frame.like(y), tuple(y.shape[1:])
-        far = min(s_max, FAR * frame.widest)
+        far = FAR * frame.widest
+        if not s_min < far < s_max:
+            far = s_max
         above = torch.logspace(0, 1, N_ABOVE + 1, base=far / s_max, dtype=torch.float64)[:-1] * s_max
         levels = torch.cat([above[: 0 if far == s_max else None], karras(far, s_min, N_LEVELS)])
         first = frame.into(y)

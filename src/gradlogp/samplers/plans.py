@@ -18,12 +18,13 @@ from gradlogp.samplers.pilot import N_ABOVE, N_LEVELS, N_ROUGH, Pilot, measured_
 from gradlogp.samplers.starts import ends, event_shape_of, start
 
 N_ROWS, FEWEST = 256, 64
+LARGE = 4096  # coordinates from which on a quarter of that must do
 N_NUMBERS = 2**15  # of a pilot's rows together; rows of many coordinates need not be many
 BUDGET = 195  # calls a row to spend on a plan; with 256 rows less than 1000 points at 50 steps
 NEAR = 2.0  # s_max in standard deviations below which a Gaussian is no model of where rows start
 _SEED = 2011  # of the pilot's rows
 
-Key: TypeAlias = tuple[int, float, float, str, int]
+Key: TypeAlias = tuple[tuple[float, ...], tuple[object, ...]]
 
 
 def calibrate(
@@ -41,7 +42,11 @@ def calibrate(
     A pilot of at most 256 rows is followed along the flow in 80 fine steps. Several grids of n_steps levels (the least
     sum of local errors, and Karras' from three landings) are tried on it, each with weights of the last 6 velocities
     fitted step by step so that the rows stay on the pilot's flow; the best is kept. It costs less than to sample 1000
-    points in 50 steps. With more than 40 steps the rule is Adams–Bashforth's of order 4, and nothing is fitted.
+    points in 50 steps. With more than 40 steps the rule is Adams–Bashforth's of order 4, and nothing is fitted: that is
+    ahead of 40 fitted steps from 60 to 80 steps on.
+
+    A plan is found again by the sums of the model's parameters; call this again where something else has changed, as
+    inside a function that a model wraps.
 
     Args:
         model: a score model for Gaussian kernels.
@@ -62,8 +67,9 @@ def calibrate(
     require_gaussian(model, "calibrate")
     between, flow = ends(model, sigma_max, sigma_min), Field(model, process)
     given = None if starts is None else as_batch(starts, "starts")
-    event_shape = event_shape_of(model, event_shape) if given is None else tuple(given.shape[1:])
-    _kept(model).pop(_key(flow, n_steps, *between), None)
+    event_shape = event_shape_of(model, event_shape, given)
+    y, from_starts = _pilot_rows(flow, between[0], event_shape, given)
+    _kept(model).pop(_key(flow, n_steps, *between, y, from_starts), None)
     return plan_for(flow, n_steps, between, event_shape, given)
 
 
@@ -71,24 +77,32 @@ def plan_for(
     flow: Field, n_steps: int, ends: tuple[float, float], event_shape: tuple[int, ...], starts: Batch | None
 ) -> Plan:
     """The plan that is kept with the model as it is now, or a new one, which is kept from then on."""
-    key = _key(flow, n_steps, *ends)
-    known = _kept(flow.model).get(key)
-    if known is None:
+    y, from_starts = _pilot_rows(flow, ends[0], event_shape, starts)
+    plans, key = _kept(flow.model), _key(flow, n_steps, *ends, y, from_starts)
+    if key not in plans:
         with torch.no_grad():
-            known = _new_plan(flow, n_steps, *ends, _pilot_rows(flow, ends[0], event_shape, starts))
-        _kept(flow.model)[key] = known
-    return known
+            plan = _new_plan(flow, n_steps, *ends, y)
+        for old in [old for old in plans if old[0] != key[0]]:
+            del plans[old]  # of the model as it was
+        plans[key] = plan
+    return plans[key]
 
 
 def kept_plans(model: ScoreModel) -> list[Plan]:
-    """The plans that are kept with the model as it is now, for alpha = 1."""
-    keys = {key: _key(Field(model), *key[:3]) for key in _kept(model)}
-    return [plan for key, plan in _kept(model).items() if keys[key] == key]
+    """The plans that are kept with the model as it is now, for alpha = 1 and a start of the noisy Gaussian."""
+    return [plan for key, plan in _kept(model).items() if key == _own_key(model, plan)]
 
 
 def keep(model: ScoreModel, plan: Plan) -> None:
-    """Keep a plan that was made for the model as it is now, for alpha = 1."""
-    _kept(model)[_key(Field(model), len(plan.weights), plan.start, plan.levels[-1].item())] = plan
+    """Keep a plan that was made for the model as it is now, for alpha = 1 and a start of the noisy Gaussian."""
+    _kept(model)[_own_key(model, plan)] = plan
+
+
+def _own_key(model: ScoreModel, plan: Plan) -> Key:
+    assert model.reference is not None
+    flow = Field(model)
+    y, _ = _pilot_rows(flow, plan.start, model.reference.event_shape, None)
+    return _key(flow, len(plan.weights), plan.start, plan.levels[-1].item(), y, False)
 
 
 def _new_plan(flow: Field, n_steps: int, s_max: float, s_min: float, y: Tensor) -> Plan:
@@ -102,20 +116,21 @@ def _new_plan(flow: Field, n_steps: int, s_max: float, s_min: float, y: Tensor) 
     return fitted_plan(flow, Pilot.of(flow, frame, y, s_max, s_min), n_steps, BUDGET - spent)
 
 
-def _pilot_rows(flow: Field, s_max: float, event_shape: tuple[int, ...], starts: Batch | None) -> Tensor:
-    """Rows at s_max: of the noisy Gaussian, or of the starts where that would not do."""
+def _pilot_rows(flow: Field, s_max: float, event_shape: tuple[int, ...], starts: Batch | None) -> tuple[Tensor, bool]:
+    """Rows at s_max, and whether they are of the starts: of the noisy Gaussian, where that will do."""
     reference, level, n = flow.model.reference, torch.tensor(s_max, dtype=torch.float64), _n_rows(event_shape)
     if starts is not None:
         near = reference is None or s_max < NEAR * reference.eigenvalues.max().sqrt().item()
         if near and len(starts) >= FEWEST:
-            return flow.clean(starts[:n], level).to(torch.promote_types(starts.dtype, torch.float32))
+            return flow.clean(starts[:n], level).to(torch.promote_types(starts.dtype, torch.float32)), True
     g = torch.Generator(starts.device) if starts is not None else None
     y = start(flow, n, level, event_shape, Noise(_SEED), g)
-    return y if starts is None else y.to(starts.device, torch.promote_types(starts.dtype, torch.float32))
+    return (y if starts is None else y.to(starts.device, torch.promote_types(starts.dtype, torch.float32))), False
 
 
 def _n_rows(event_shape: tuple[int, ...]) -> int:
-    return min(N_ROWS, max(FEWEST, N_NUMBERS // event_size(event_shape)))
+    d = event_size(event_shape)
+    return min(N_ROWS, max(FEWEST if d <= LARGE else FEWEST // 4, N_NUMBERS // d))
 
 
 def _kept(model: ScoreModel) -> dict[Key, Plan]:
@@ -124,7 +139,16 @@ def _kept(model: ScoreModel) -> dict[Key, Plan]:
     return plans
 
 
-def _key(flow: Field, n_steps: int, high: float, low: float) -> Key:
-    """What a plan is for; training changes the versions of the parameters, and so the key."""
-    tensors: list[Tensor] = [*flow.model.parameters(), *flow.model.buffers()]
-    return n_steps, high, low, repr(flow.process), sum(t._version for t in tensors)
+def _key(flow: Field, n_steps: int, high: float, low: float, y: Tensor, from_starts: bool) -> Key:
+    """The model's parameters as they are, and what a plan is for."""
+    process = type(flow.process).__name__, tuple(sorted(vars(flow.process).items()))
+    rows = (tuple(y.shape), str(y.dtype), _summary([y]) if from_starts else ())
+    return _summary([*flow.model.parameters(), *flow.model.buffers()]), (n_steps, high, low, process, rows)
+
+
+def _summary(tensors: list[Tensor]) -> tuple[float, ...]:
+    """Numbers that change when the tensors do, whatever changes them."""
+    if not tensors:
+        return ()
+    each = [v for t in tensors for v in (t.detach().double().sum(), t.detach().double().square().sum())]
+    return tuple(torch.stack([v.cpu() for v in each]).nan_to_num().tolist())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Batch, InputError, as_batch, as_count, as_level
+from gradlogp._shapes import Batch, InputError, as_batch, as_count, as_level, same_event
 from gradlogp.kernels import Gaussian
 from gradlogp.models import ScoreModel, event_of
 from gradlogp.samplers.field import Field
@@ -24,14 +24,23 @@ def ends(model: ScoreModel, sigma_max: float | None, sigma_min: float | None) ->
     if reference is not None:
         sigma_max = START * reference.eigenvalues.max().sqrt().item() if sigma_max is None else sigma_max
         sigma_min = STOP * reference.data_scale.item() if sigma_min is None else sigma_min
-    high, low = (as_level(v, name).item() for v, name in ((sigma_max, "sigma_max"), (sigma_min, "sigma_min")))
+    high, low = _one(sigma_max, "sigma_max"), _one(sigma_min, "sigma_min")
     if high <= low:
         raise InputError(f"sigma_max, sigma_min: got {high:g} and {low:g}, want sigma_max > sigma_min")
     return high, low
 
 
+def _one(value: float | None, name: str) -> float:
+    level = as_level(value, name)
+    if level.numel() != 1:
+        raise InputError(f"{name}: got {level.numel()} numbers, want one")
+    return level.item()
+
+
 def seed_from(generator: torch.Generator | None) -> int:
     """A seed for a run, drawn from the caller's generator."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise InputError(f"generator: got {type(generator).__name__}, want a torch.Generator")
     device = generator.device if generator is not None else None
     return int(torch.randint(2**62, (), generator=generator, device=device))
 
@@ -55,13 +64,19 @@ def start(
     return s.to(torch.get_default_dtype()) * noise(torch.empty((), device=device).expand(n, *event_shape))
 
 
-def event_shape_of(model: ScoreModel, given: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The shape of one sample: the model's, or the one given where it does not know it.
+def event_shape_of(model: ScoreModel, given: tuple[int, ...] | None, x: Batch | None = None) -> tuple[int, ...]:
+    """The shape of one sample: that of the start x, the model's, or the one given where the model does not know it.
 
     Raises:
-        InputError: neither.
+        InputError: none of them, or two that differ.
     """
-    known = model.reference.event_shape if model.reference is not None else given or event_of(model)
-    if known is None:
+    known = model.reference.event_shape if model.reference is not None else event_of(model)
+    if x is not None:
+        return tuple(x.shape[1:]) if known is None else tuple(same_event(x, known, "x").shape[1:])
+    if known is None and given is None:
         raise InputError("event_shape: the model does not know it, want the shape of one sample, e.g. (2,)")
-    return known
+    if given is not None:
+        whole = isinstance(given, tuple | list) and all(isinstance(n, int) and n > 0 for n in given) and len(given) > 0
+        if not whole or (known is not None and tuple(given) != tuple(known)):
+            raise InputError(f"event_shape: got {given!r}, want {known or 'whole numbers > 0, e.g. (2,)'}")
+    return tuple(known if known is not None else given or ())
