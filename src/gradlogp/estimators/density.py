@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from gradlogp import checkpoints, samplers
-from gradlogp._shapes import Batch, InputError, as_level
+from gradlogp._shapes import Batch, InputError, as_count, as_level
 from gradlogp.audit import Audit
 from gradlogp.data import Grid, Schema, detect_grid, read
 from gradlogp.data.containers import short
@@ -251,7 +251,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         return self.schema_.restore(rows)
 
     def _sample(self, model: Preconditioned, n: int, generator: torch.Generator) -> Array:
-        low, n_steps = self.levels_.sigma_min, int(self.sampling_steps)
+        low, n_steps = self.levels_.sigma_min, as_count(self.sampling_steps, "sampling_steps")
         with self._bar("sample", math.ceil(n / ROWS_AT_A_TIME) * n_steps) as bar:
             z = samplers.sample(
                 model, n, n_steps, sigma_max=self.levels_.sigma_max, sigma_min=low, generator=generator,
@@ -272,7 +272,8 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
     def _plan(self, model: Preconditioned) -> samplers.Plan:
         """The sampler fitted to the model; new only if there is none yet for so many steps."""
         low, high = float(self.levels_.sigma_min), float(self.levels_.sigma_max)
-        return samplers.plan_for(samplers.Field(model), int(self.sampling_steps), (high, low), model.event_shape, None)
+        n_steps = as_count(self.sampling_steps, "sampling_steps")
+        return samplers.plan_for(samplers.Field(model), n_steps, (high, low), model.event_shape, None)
 
     def grad_log_prob(self, X: Any, sigma: Any = None) -> Any:
         """∇log p_σ at the rows of X, one number a coordinate, in 1/unit of that coordinate; X is not made noisy.
