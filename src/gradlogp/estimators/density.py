@@ -205,8 +205,9 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
                 yield record
 
     def _bar(self, what: str, total: float | int, bar_format: str | None = None) -> Any:
-        """A progress bar on a terminal."""
-        return tqdm(total=total, desc=what, bar_format=bar_format, disable=None if self.verbose else True, leave=False)
+        """A progress bar on a terminal; a fit's stays there."""
+        hidden = None if self.verbose else True
+        return tqdm(total=total, desc=what, bar_format=bar_format, disable=hidden, leave=what == "fit")
 
     def _set_fitted(
         self,

@@ -19,7 +19,7 @@ from gradlogp.samplers.reference import Tabulated
 N_PAST = 6  # velocities that a step combines
 N_REWEIGHTED = 2
 RIDGE = 1e-7  # of its weights, in units of the largest inner product
-FITTED = N_LEVELS // 2  # with more steps the rule is Adams–Bashforth's, which is then as good
+FITTED = N_LEVELS // 2  # with more steps the rule is Adams–Bashforth's; a little above, that is less accurate
 ORDER = 4
 
 
@@ -169,7 +169,7 @@ def _least_squares(frame: Frame, c: Tensor, s: Tensor, s_next: Tensor, past: lis
 
 
 def plain_plan(flow: Field, frame: Frame, y: Batch, s_max: float, s_min: float, n_steps: int) -> Plan:
-    """Adams–Bashforth of order 4 in so many steps that fitted weights gain nothing; its error by doubling the steps."""
+    """Adams–Bashforth of order 4, for more steps than weights are fitted for; its error by doubling the steps."""
     frame, event = frame.like(y), tuple(y.shape[1:])
     first = frame.into(y)
     levels, finer = (_spread(frame, s_max, s_min, k) for k in (n_steps, 2 * n_steps))

@@ -42,8 +42,8 @@ def calibrate(
     A pilot of at most 256 rows is followed along the flow in 80 fine steps. Several grids of n_steps levels (the least
     sum of local errors, and Karras' from three landings) are tried on it, each with weights of the last 6 velocities
     fitted step by step so that the rows stay on the pilot's flow; the best is kept. It costs less than to sample 1000
-    points in 50 steps. With more than 40 steps the rule is Adams–Bashforth's of order 4, and nothing is fitted: that is
-    ahead of 40 fitted steps from 60 to 80 steps on.
+    points in 50 steps. With more than 40 steps the rule is Adams–Bashforth's of order 4, and nothing is fitted: a
+    little above 40 that is less accurate than 40 fitted steps.
 
     A plan is found again by the sums of the model's parameters; call this again where something else has changed, as
     inside a function that a model wraps.
