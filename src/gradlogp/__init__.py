@@ -14,6 +14,7 @@ _MODULES = (
     "data",
     "diagnostics",
     "kernels",
+    "likelihood",
     "models",
     "networks",
     "objectives",

@@ -21,9 +21,11 @@ class ScoreModel(nn.Module, ABC):
 
     Attributes:
         noise: scale -> kernel, the family of noise that the model was or is to be trained with; None is Gaussian noise.
+        levels: smallest and largest noise level that it was trained at; None if it is good at all.
     """
 
     noise: Callable[[float], Kernel] | None = None
+    levels: tuple[float, float] | None = None
 
     @abstractmethod
     def score(self, x_t: Batch, kernel: Kernel) -> Batch:

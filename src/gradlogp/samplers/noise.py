@@ -33,14 +33,14 @@ class Noise:
         low, high = self.first // size, (self.first + len(like) - 1) // size
         blocks = []
         for block in range(low, high + 1):
-            g = torch.Generator(like.device).manual_seed(_mixed(self.seed, self.draws, block))
+            g = torch.Generator(like.device).manual_seed(mixed(self.seed, self.draws, block))
             blocks.append(torch.randn(size, *event, generator=g, dtype=torch.float32, device=like.device))
         self.draws += 1
         start = self.first - low * size
         return torch.cat(blocks)[start : start + len(like)].to(like.dtype)
 
 
-def _mixed(*numbers: int) -> int:
+def mixed(*numbers: int) -> int:
     """A seed from several numbers: a hash, so that no two streams are related."""
     digest = hashlib.blake2b(",".join(map(str, numbers)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

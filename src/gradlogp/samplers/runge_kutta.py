@@ -50,7 +50,7 @@ class DPMSolver2(Step):
 
 
 _FIRST = 0.25  # first trial step in log s
-_STAGES = (  # Dormand and Prince's pair: one line a stage
+STAGES = (  # Dormand and Prince's pair: one line a stage
     (1 / 5,),
     (3 / 40, 9 / 40),
     (44 / 45, -56 / 15, 32 / 9),
@@ -58,7 +58,7 @@ _STAGES = (  # Dormand and Prince's pair: one line a stage
     (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
     (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
 )
-_ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)  # order 5 less order 4
+ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)  # order 5 less order 4
 
 
 class AdaptiveRungeKutta(Step):
@@ -131,13 +131,13 @@ def _factor(e: Rows) -> Rows:
 def _trial(flow: Field, y: Batch, slope: Batch, s: Tensor, tau: Rows, h: Rows) -> tuple[Batch, Batch, Batch]:
     """The state after a step of size h a row, its slope there, and the difference of the two orders."""
     slopes, new = [slope], y
-    for stage in _STAGES:
-        new = y + per_row(h, y) * _weighted(stage, slopes)
+    for stage in STAGES:
+        new = y + per_row(h, y) * weighted(stage, slopes)
         slopes.append(flow.denoise(new, s * (-(tau + sum(stage) * h)).exp()) - new)
-    return new, slopes[-1], per_row(h, y) * _weighted(_ERROR, slopes)
+    return new, slopes[-1], per_row(h, y) * weighted(ERROR, slopes)
 
 
-def _weighted(numbers: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+def weighted(numbers: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
     """Σ_i a_i k_i."""
     total = numbers[0] * slopes[0]
     for a, k in zip(numbers[1:], slopes[1:], strict=True):

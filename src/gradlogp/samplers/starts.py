@@ -24,13 +24,14 @@ def ends(model: ScoreModel, sigma_max: float | None, sigma_min: float | None) ->
     if reference is not None:
         sigma_max = START * reference.eigenvalues.max().sqrt().item() if sigma_max is None else sigma_max
         sigma_min = STOP * reference.data_scale.item() if sigma_min is None else sigma_min
-    high, low = _one(sigma_max, "sigma_max"), _one(sigma_min, "sigma_min")
+    high, low = one_level(sigma_max, "sigma_max"), one_level(sigma_min, "sigma_min")
     if high <= low:
         raise InputError(f"sigma_max, sigma_min: got {high:g} and {low:g}, want sigma_max > sigma_min")
     return high, low
 
 
-def _one(value: float | None, name: str) -> float:
+def one_level(value: float | None, name: str) -> float:
+    """A finite number > 0."""
     level = as_level(value, name)
     if level.numel() != 1:
         raise InputError(f"{name}: got {level.numel()} numbers, want one")
