@@ -1,6 +1,28 @@
-"""Log-densities: of the probability flow, bounds on those of the SDE, and what follows from denoising errors."""
+"""Log-densities: of the probability flow, bounds on those of the SDE, and what follows from denoising errors.
 
+Three numbers that are told apart. :func:`log_prob` is the **value** of the log-density of what the probability flow (an
+ODE) makes of noise. :func:`bound` is an upper **bound** on −log-density of what the reverse SDE makes of it: another
+density, unless the score is exact. :func:`denoising_log_prob` is a lower bound from denoising errors alone, with no
+derivative of the model.
+"""
+
+from gradlogp.likelihood.divergence_between import kl_divergence
+from gradlogp.likelihood.entropy import DenoisingLogProb, cross_entropy, denoising_log_prob, entropy
 from gradlogp.likelihood.flow import LogProb, log_prob
+from gradlogp.likelihood.mutual import IndependentGroups, mutual_information
 from gradlogp.likelihood.traces import Exact, Hutchinson, Trace
 
-__all__ = ["Exact", "Hutchinson", "LogProb", "Trace", "log_prob"]
+__all__ = [
+    "DenoisingLogProb",
+    "Exact",
+    "Hutchinson",
+    "IndependentGroups",
+    "LogProb",
+    "Trace",
+    "cross_entropy",
+    "denoising_log_prob",
+    "entropy",
+    "kl_divergence",
+    "log_prob",
+    "mutual_information",
+]
