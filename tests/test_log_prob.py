@@ -8,7 +8,7 @@ import torch
 from scipy.integrate import quad, solve_ivp
 from scipy.stats import multivariate_normal
 
-from gradlogp import InputError, kernels, likelihood, models, networks, oracles
+from gradlogp import InputError, kernels, likelihood, models, networks, oracles, processes
 from gradlogp.likelihood import Exact, Hutchinson
 from gradlogp.likelihood.quadrature import refined
 from gradlogp.likelihood.residual import Clock
@@ -274,3 +274,38 @@ def test_bad_options_and_models():
     )
     with pytest.raises(InputError, match="Gaussian noise"):
         likelihood.log_prob(laplace, torch.zeros(2, 2))
+
+
+# --- the value beside the bound -------------------------------------------------------------------------------------
+
+
+def test_the_gap_vanishes_for_an_exact_score():
+    oracle = a_mixture(2)
+    x = oracle.sample(64, generator=torch.Generator().manual_seed(5))
+    process = processes.VP()
+    found = likelihood.gap(oracle, x, process, t_min=1e-3, generator=torch.Generator().manual_seed(0))
+    assert abs(found.mean.value) < 4 * found.mean.stderr + 1e-2
+    assert (found.value.abs() < 6 * found.stderr + 0.02).all()
+    low = process.ratio(1e-3).item()
+    torch.testing.assert_close(found.ode.value, oracle.log_prob(x, kernels.Gaussian(low)), rtol=0, atol=2e-3)
+
+
+def test_the_gap_of_a_wrong_linear_score():
+    """Both laws are Gaussian, with other variances: u − u²α²/V + (uα/V)²π of the SDE's, (u/V)π of the ODE's."""
+    u, data = 0.5, 2.0  # the model's variance, and that of the Gaussian both start from
+    wrong = models.GaussianReference.of_moments(torch.zeros(1).double(), torch.full((1, 1), u).double())
+
+    class Wrong(models.ScoreFunction):
+        reference = models.GaussianReference.of_moments(torch.zeros(1).double(), torch.full((1, 1), data).double())
+
+    x = torch.tensor([[0.0], [0.7], [1.5]]).double()
+    process, method = processes.VP(), likelihood.BoundMethod(n_draws=8192)
+    g = torch.Generator().manual_seed(0)
+    found = likelihood.gap(Wrong(wrong.score), x, process, t_min=1e-4, t_max=0.4, method=method, generator=g)
+    alpha, sigma = process.alpha(0.4).item(), process.sigma(0.4).item()
+    v, prior = alpha**2 * u + sigma**2, alpha**2 * data + sigma**2
+    ode, sde = u / v * prior, u - u**2 * alpha**2 / v + (u * alpha / v) ** 2 * prior
+    assert abs(ode - sde) > 0.1
+    true = [-0.5 * (x[:, 0] ** 2 / s + math.log(2 * math.pi * s)) for s in (ode, sde)]
+    torch.testing.assert_close(found.ode.value, true[0], rtol=0, atol=2e-3)
+    assert (found.sde.value + true[1] > -4 * found.sde.stderr - 1e-3).all()

@@ -6,22 +6,40 @@ density, unless the score is exact. :func:`denoising_log_prob` is a lower bound 
 derivative of the model.
 """
 
+from gradlogp.likelihood.bound import Bound, bound
+from gradlogp.likelihood.bound_divergence import KLBound, kl_bound
+from gradlogp.likelihood.bound_forms import BoundForm, DenoisingForm, DivergenceForm, HutchinsonForm
+from gradlogp.likelihood.bound_method import BoundMethod
 from gradlogp.likelihood.divergence_between import kl_divergence
 from gradlogp.likelihood.entropy import DenoisingLogProb, cross_entropy, denoising_log_prob, entropy
 from gradlogp.likelihood.flow import LogProb, log_prob
+from gradlogp.likelihood.gap import Gap, gap
 from gradlogp.likelihood.mutual import IndependentGroups, mutual_information
+from gradlogp.likelihood.times import ImportanceTimes
 from gradlogp.likelihood.traces import Exact, Hutchinson, Trace
 
 __all__ = [
+    "Bound",
+    "BoundForm",
+    "BoundMethod",
+    "DenoisingForm",
     "DenoisingLogProb",
+    "DivergenceForm",
     "Exact",
+    "Gap",
     "Hutchinson",
+    "HutchinsonForm",
+    "ImportanceTimes",
     "IndependentGroups",
+    "KLBound",
     "LogProb",
     "Trace",
+    "bound",
     "cross_entropy",
     "denoising_log_prob",
     "entropy",
+    "gap",
+    "kl_bound",
     "kl_divergence",
     "log_prob",
     "mutual_information",
