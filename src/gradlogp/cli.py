@@ -39,6 +39,8 @@ OPTIONS = {
     "--dropout": "dropout",
     "--patience": "patience",
     "--validation-fraction": "validation_fraction",
+    "--objective": "objective",
+    "--contamination": "contamination",
     "--device": "device",
     "--seed": "random_state",
 }
@@ -135,6 +137,7 @@ def _parser() -> _Parser:
     _add_fit(command)
     _add_sample(command)
     _add_maps(command)
+    _add_logprob(command)
     _add_diagnose(command)
     info = command("info", _info, "show what a saved model is", "gradlogp info model")
     info.add_argument("model", metavar="MODEL", help="a saved model")
@@ -180,6 +183,8 @@ def _add_fit(command: _Command) -> None:
         "--patience", type=_whole, metavar="N", help="looks without a better held-out loss before it stops"
     )
     fit.add_argument("--validation-fraction", type=_number, metavar="F", help="share of the rows held out")
+    fit.add_argument("--objective", metavar="GOAL", help="score, or likelihood for log-densities (default: score)")
+    fit.add_argument("--contamination", type=_number, metavar="F", help="share of outliers, for logprob --outliers")
     fit.add_argument("--device", metavar="D", help="cpu, cuda, … (default: a GPU where there is one)")
     fit.add_argument("--seed", type=_whole, default=0, metavar="N", help="seed of all draws (default: 0)")
     _add_quiet(fit)
@@ -207,6 +212,22 @@ def _add_maps(command: _Command) -> None:
         made.add_argument("--sigma", type=_number, required=True, metavar="S", help="noise level; info shows the range")
         made.add_argument("--out", required=True, metavar="FILE", help=f"file to write: {FILES}")
         _add_quiet(made)
+
+
+def _add_logprob(command: _Command) -> None:
+    example = "gradlogp logprob model data.csv --out logprob.csv"
+    made = command("logprob", _logprob, "evaluate the log-density of rows, in nats, with its numerical error", example)
+    made.add_argument("model", metavar="MODEL", help="a saved model")
+    made.add_argument("data", metavar="DATA", help=f"rows like those fitted: {FILES}")
+    made.add_argument("--out", required=True, metavar="FILE", help=f"file to write: {FILES}")
+    made.add_argument("--atol", type=_number, metavar="A", help="numerical error wanted, in nats (default: 0.0003)")
+    made.add_argument(
+        "--outliers",
+        action="store_true",
+        help="add a column: 1 for an outlier (of a model fitted with --contamination)",
+    )
+    made.add_argument("--device", metavar="D", help="cpu, cuda, … (default: as fitted)")
+    _add_quiet(made)
 
 
 def _add_diagnose(command: _Command) -> None:
@@ -295,6 +316,33 @@ def _grad(args: argparse.Namespace) -> None:
 def _denoise(args: argparse.Namespace) -> None:
     model, table = _load(args.model), _load_rows(args)
     _map(args, model, table, model.denoise, "E[x | x_σ]")
+
+
+def _logprob(args: argparse.Namespace) -> None:
+    import numpy as np
+
+    from gradlogp.data import check_output, save_file
+    from gradlogp.diagnostics import Estimate
+    from gradlogp.likelihood import Exact
+
+    model, table = _load(args.model), _load_rows(args)
+    model.set_params(verbose=not args.quiet, **({} if args.device is None else {"device": args.device}))
+    names = ("log_prob", "error", "outlier")[: 2 + args.outliers]
+    schema = table.schema.of_columns(names)
+    check_output(args.out, schema)
+    offset = model.offset_ if args.outliers else None
+    found = model.log_prob(table, trace=None if args.atol is None else Exact(args.atol))
+    columns = [found.value.numpy(), found.error.numpy()]
+    if offset is not None:
+        columns.append((columns[0] < offset).astype(np.float64))
+    save_file(args.out, np.stack(columns, 1), schema)
+    mean = f"mean {Estimate.mean_of(found.value)}" if len(found.value) > 1 else f"{found.value.item():.4g}"
+    _say(
+        args, f"wrote log p_σ at σ = {model.levels_.sigma_min:.3g} of {len(found.value):,} rows, in nats, to {args.out}"
+    )
+    _say(args, f"{mean}; numerical error at most {found.error.max().item():.1g}")
+    if offset is not None:
+        _say(args, f"outliers, below {offset:.4g}: {int(columns[2].sum()):,}")
 
 
 def _diagnose(args: argparse.Namespace) -> None:

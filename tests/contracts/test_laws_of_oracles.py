@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import subprocess
 import sys
 from typing import Any
@@ -157,14 +158,33 @@ import resource, time, torch
 from gradlogp.kernels import Gaussian
 from gradlogp.oracles import GaussianMixture
 torch.set_num_threads(1)
+
+def seconds(f):  # of this process's own, on the processor
+    start = time.process_time()
+    f()
+    return time.process_time() - start
+
 g = torch.Generator().manual_seed(0)
 oracle = GaussianMixture(torch.ones(50), torch.randn(50, 784, generator=g), torch.rand(50, 784, generator=g) + 0.01)
 x, kernel = oracle.sample(2000, generator=g), Gaussian(torch.rand(2000, generator=g) + 0.1)
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def peak():  # kB; of the address space where that is told: the resident part depends on what else the machine does
+    try:
+        return int(open("/proc/self/status").read().split("VmPeak:")[1].split()[0])
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 oracle.score(x[:500], kernel.rows(torch.arange(500)))  # several chunks: what the machine's libraries and allocator take
-before, start = peak(), time.process_time()
-score = oracle.score(x, kernel)
-print(time.process_time() - start, peak() - before)
+before = peak()
+scores = []
+took = seconds(lambda: scores.append(oracle.score(x, kernel)))
+more = peak() - before
+means, variances = torch.randn(50, 784, generator=g), torch.rand(50, 784, generator=g) + 0.01
+passes = lambda: [((x - m) ** 2 / v).sum(1) for m, v in zip(means, variances)]
+print(took, more, sorted(seconds(passes) for _ in range(3))[1])
+score = scores[0]
 i = torch.tensor([0, 1999])
 torch.testing.assert_close(score[i], oracle.score(x[i], kernel.rows(i)))
 """
@@ -173,10 +193,14 @@ torch.testing.assert_close(score[i], oracle.score(x[i], kernel.rows(i)))
 def test_mixture_of_784_coordinates_is_quick_and_small() -> None:
     """In a fresh process, whose memory is its own. Spread out at once, the rows would take several times 630 MB.
 
-    What one chunk takes depends on the machine's allocator; that four times the rows take no more does not.
+    What one chunk takes depends on the machine's allocator; that four times the rows take no more does not, once glibc
+    is told to give freed blocks back rather than to choose as it goes. The time is counted in that of one plain pass
+    over all rows and components, in the same process: a busy machine slows both.
     """
-    out = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True).stdout.split()
-    assert float(out[0]) < 30
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1048576"}
+    run = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True, env=env)
+    out = run.stdout.split()
+    assert float(out[0]) < 150 * float(out[2])  # 5 to 20
     assert int(out[1]) < 200_000  # kB
 
 

@@ -10,24 +10,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from gradlogp import checkpoints, samplers
+from gradlogp import checkpoints, likelihood, samplers
 from gradlogp._shapes import Batch, InputError, as_count, as_level
 from gradlogp.audit import Audit
 from gradlogp.data import Grid, Schema, detect_grid, read
 from gradlogp.data.containers import short
 from gradlogp.diagnostics import SelfCheck, self_check
-from gradlogp.estimators import diagnosis, saved
+from gradlogp.estimators import densities, diagnosis, saved
 from gradlogp.estimators.parameters import check_parameters, device_from, generator_from
 from gradlogp.estimators.units import Array, Units, grid_steps
 from gradlogp.kernels import Gaussian, Kernel
 from gradlogp.models import MarginalReference, Preconditioned, ScoreModel
 from gradlogp.networks import ResidualMLP
-from gradlogp.training import NoiseLevels, Recipe, Record, calibrate, train
+from gradlogp.training import Goal, NoiseLevels, Recipe, Record, calibrate, train
+from gradlogp.training.weights import Weight
 
 MIN_ROWS = 10
 FEW_COORDINATES = 16  # below, a narrower network and a larger batch do better
@@ -58,6 +60,10 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         device: "cpu", "cuda", …; None takes a GPU where there is one.
         n_jobs: processor threads to use, put back afterwards; None leaves torch's setting. With networks this small
             more than one gains little, and on a busy machine they wait for each other.
+        objective: "score" weighs the noise levels for samples, as EDM does; "likelihood" for log-densities, by g², as
+            Song et al. (2021) do: see :meth:`gradlogp.training.Goal.likelihood`.
+        contamination: share of rows that :meth:`predict` is to call outliers, in (0, 0.5]; the threshold is then found
+            in ``fit``, and saved. None is 0.1, found when first asked for.
         random_state: an int makes fit and sample bit-identical from run to run (at one ``n_jobs``); None draws afresh.
         verbose: show a progress bar on a terminal.
 
@@ -95,6 +101,8 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         sampling_steps: int = 20,
         device: str | None = None,
         n_jobs: int | None = 1,
+        objective: str = "score",
+        contamination: float | None = None,
         random_state: int | None = None,
         verbose: bool = True,
     ) -> None:
@@ -113,6 +121,8 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         self.sampling_steps = sampling_steps
         self.device = device
         self.n_jobs = n_jobs
+        self.objective = objective
+        self.contamination = contamination
         self.random_state = random_state
         self.verbose = verbose
 
@@ -150,10 +160,12 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         reference = MarginalReference.of_data(rows)
         ends = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
         levels = NoiseLevels.of_rows(rows, reference.gaussian, steps=grid_steps(grid, units), **ends)
+        goal = Goal.likelihood(levels) if self.objective == "likelihood" else Goal.score(levels)
+        recipe = self._recipe(rows[0].numel(), goal.weight)
         model = self._new_model(reference, rows, generator)
         check = _checked(model, rows, generator)
         history: list[Record] = []
-        steps = train(model, rows, held_out, levels=levels, recipe=self._recipe(rows[0].numel()), generator=generator)
+        steps = train(model, rows, held_out, levels=goal.levels, recipe=recipe, generator=generator)
         for record in self._progress(steps):
             history.append(record)
             yield record
@@ -162,7 +174,11 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         self._set_fitted(model.cpu(), table.schema, grid, units, levels, history)
         self.self_check_, self.score_error_ = check, error
         self.n_held_out_: int | None = len(held_out)
+        self._held_out: Tensor | None = held_out.cpu()
+        self._offset: float | None = None
         self._plan(self.model_)
+        if self.contamination is not None:
+            self._offset = densities.threshold(self)
 
     def _split(self, z: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Training and held-out rows."""
@@ -185,13 +201,14 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             network = ResidualMLP(**self.network_)
         return Preconditioned(network, reference).to(rows).eval()
 
-    def _recipe(self, n_coordinates: int) -> Recipe:
+    def _recipe(self, n_coordinates: int, weight: Weight) -> Recipe:
         return Recipe(
             n_steps=int(self.n_steps),
             batch_size=int(self.batch_size or (512 if n_coordinates < FEW_COORDINATES else 256)),
             learning_rate=float(self.learning_rate),
             patience=int(self.patience),
             max_seconds=math.inf if self.max_seconds is None else float(self.max_seconds),
+            weight=weight,
         )
 
     def _progress(self, records: Iterator[Record]) -> Iterator[Record]:
@@ -218,6 +235,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         levels: NoiseLevels,
         history: list[Record],
     ) -> None:
+        model.levels = float(levels.sigma_min), float(levels.sigma_max)
         self.model_, self.schema_, self.grid_, self.units_, self.levels_ = model, schema, grid, units, levels
         self.history_ = history
         self.noise_scale_ = units.scale
@@ -345,6 +363,65 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             )
         return level
 
+    def log_prob(
+        self, X: Any, *, trace: likelihood.Trace | None = None, random_state: Any = None
+    ) -> likelihood.LogProb:
+        """log p_σ of each row at σ = ``levels_.sigma_min``, with its numerical error, in nats; float64.
+
+        A density per the data's own units, constant columns left out: of what the probability flow samples from,
+        normalised by construction. How far the model is from the data is another matter: :attr:`score_error_`.
+
+        Args:
+            X: rows as fitted.
+            trace: how accurate it is to be: ``likelihood.Exact(atol)``, the default up to 128 coordinates, or
+                ``likelihood.Hutchinson(atol)``.
+            random_state: an int for probes of its own; None takes the estimator's.
+
+        Raises:
+            InputError: rows that do not fit.
+        """
+        self._fitted()
+        values = self.schema_.check(X).values
+        with _threads(self.n_jobs):
+            return densities.log_prob(self, self.units_.to_model(values), trace, random_state)
+
+    def score_samples(self, X: Any) -> Array:
+        """The log-density of each row, in nats: the value of :meth:`log_prob`."""
+        return self.log_prob(X).value.numpy()
+
+    def score(self, X: Any, y: Any = None) -> float:  # noqa: ARG002
+        """The mean of :meth:`score_samples`, in nats a row: larger is better."""
+        return float(self.score_samples(X).mean())
+
+    def decision_function(self, X: Any) -> Array:
+        """:meth:`score_samples` less :attr:`offset_`: negative for outliers, as in scikit-learn."""
+        offset = self.offset_
+        return self.score_samples(X) - offset
+
+    def predict(self, X: Any) -> NDArray[np.int64]:
+        """1 for a row like those fitted, −1 for an outlier: less dense than ``contamination`` of the held-out rows."""
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def fit_predict(self, X: Any, y: Any = None) -> NDArray[np.int64]:  # noqa: ARG002
+        """Fit X, and :meth:`predict` it."""
+        return self.fit(X).predict(X)
+
+    @property
+    def offset_(self) -> float:
+        """The log-density, in nats, below which a row is an outlier.
+
+        The ``contamination`` quantile over rows held out in training, since the density is larger at rows trained on.
+        Computed when first asked for, if ``contamination`` is None.
+
+        Raises:
+            InputError: a loaded model that was saved before a threshold was computed.
+        """
+        self._fitted()
+        if self._offset is None:
+            with _threads(self.n_jobs):
+                self._offset = densities.threshold(self)
+        return self._offset
+
     def diagnose(
         self,
         X_test: Any,
@@ -420,6 +497,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         self._set_fitted(parts.model, parts.schema, parts.grid, parts.units, parts.levels, parts.history)
         self.self_check_, self.score_error_ = parts.check, parts.error
         self.n_held_out_ = parts.n_held_out
+        self._held_out, self._offset = None, parts.offset
 
 
 @contextmanager

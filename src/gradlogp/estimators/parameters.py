@@ -31,6 +31,11 @@ def check_parameters(estimator: BaseEstimator) -> None:
     if not estimator.validation_fraction:
         got = estimator.validation_fraction
         raise InputError(f"validation_fraction: got {got!r}, want > 0: training stops by the held-out loss")
+    share = estimator.contamination
+    if share is not None and not (isinstance(share, int | float | np.number) and 0 < share <= 0.5):
+        raise InputError(f"contamination: got {share!r}, want a number in (0, 0.5], or None")
+    if estimator.objective not in ("score", "likelihood"):
+        raise InputError(f"objective: got {estimator.objective!r}, want 'score' or 'likelihood'")
     if estimator.standardize not in (True, False, "auto"):
         raise InputError(f"standardize: got {estimator.standardize!r}, want True, False or 'auto'")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ class Fitted:
     check: SelfCheck
     error: ScoreError | None
     n_held_out: int | None
+    offset: float | None
 
 
 def parts_of(estimator: ScoreDensity) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -55,6 +57,7 @@ def parts_of(estimator: ScoreDensity) -> tuple[dict[str, Tensor], dict[str, Any]
         "self_check": asdict(estimator.self_check_),
         "score_error": diagnosis.to_json(estimator.score_error_),
         "held_out_rows": estimator.n_held_out_,
+        "offset": estimator._offset,
         "history": [asdict(r) for r in estimator.history_],
         "sampling": [_plan_to_json(plan) for plan in samplers.kept_plans(estimator.model_) if plan.fitted],
     }
@@ -92,9 +95,16 @@ def fitted_from(tensors: dict[str, Tensor], config: dict[str, Any]) -> Fitted:
         levels=NoiseLevels(**config["levels"]),
         history=[_record(r) for r in config["history"]],
         check=SelfCheck(half_fisher=entry["half_fisher"], **estimates),
-        error=diagnosis.from_json(config.get("score_error")),  # these two are not in every configuration
+        error=diagnosis.from_json(config.get("score_error")),  # these are not in every configuration
         n_held_out=config.get("held_out_rows"),
+        offset=_offset(config.get("offset")),
     )
+
+
+def _offset(entry: Any) -> float | None:
+    if entry is not None and not math.isfinite(entry):
+        raise InputError(f"an outlier threshold of {entry}")
+    return None if entry is None else float(entry)
 
 
 def _record(entry: dict[str, Any]) -> Record:

@@ -1,12 +1,27 @@
 """Training: denoising score matching over a range of noise levels, as a generator of small records."""
 
+from gradlogp.training import weights
 from gradlogp.training.average import Average
 from gradlogp.training.gate import calibrate
 from gradlogp.training.held_out import HeldOut
-from gradlogp.training.levels import NoiseLevels
+from gradlogp.training.levels import Levels, NoiseLevels, TimeLevels
 from gradlogp.training.loop import train
 from gradlogp.training.loss import WeightedLoss
-from gradlogp.training.recipe import Recipe
+from gradlogp.training.recipe import Goal, Recipe
 from gradlogp.training.records import Record, kept
 
-__all__ = ["Average", "HeldOut", "NoiseLevels", "Recipe", "Record", "WeightedLoss", "calibrate", "kept", "train"]
+__all__ = [
+    "Average",
+    "Goal",
+    "HeldOut",
+    "Levels",
+    "NoiseLevels",
+    "Recipe",
+    "Record",
+    "TimeLevels",
+    "WeightedLoss",
+    "calibrate",
+    "kept",
+    "train",
+    "weights",
+]

@@ -13,7 +13,7 @@ from gradlogp.kernels import Gaussian, Kernel
 from gradlogp.models import Preconditioned
 from gradlogp.objectives import posterior_weights
 from gradlogp.training.any_kernel import PairGroup
-from gradlogp.training.levels import NoiseLevels
+from gradlogp.training.levels import Levels
 from gradlogp.training.loss import WeightedLoss
 
 MIN_DRAWS = 2048
@@ -64,9 +64,7 @@ class HeldOut:
         floor, floor_stderr: the mean of λ½ tr Cov(t | x_t, rows) and its standard error.
     """
 
-    def __init__(
-        self, x: Batch, levels: NoiseLevels, loss: WeightedLoss, seed: int, min_draws: int = MIN_DRAWS
-    ) -> None:
+    def __init__(self, x: Batch, levels: Levels, loss: WeightedLoss, seed: int, min_draws: int = MIN_DRAWS) -> None:
         g = torch.Generator(x.device).manual_seed(seed)
         x = as_batch(x)[torch.randperm(len(x), generator=g, device=x.device)]
         self.n = len(x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from gradlogp._shapes import Batch, InputError, Rows, as_batch, as_level, dot, s
 from gradlogp.kernels import Gaussian
 from gradlogp.models import GaussianReference, MarginalReference
 from gradlogp.objectives import posterior_score
+from gradlogp.processes import Process
 
 SMALLEST = 0.01  # default sigma_min, in units of the smallest scale of the data
 LARGEST = 4.0  # sigma_max at most, in standard deviations of the widest direction of the data
@@ -24,8 +26,33 @@ MIN_ROWS = 32  # with fewer, nothing is certified
 _QUERIES, _REFERENCES = 1024, 2048
 
 
+class Levels(ABC):
+    """A law of noise levels σ (at alpha = 1) between two ends.
+
+    Attributes:
+        sigma_min, sigma_max: the ends, in the data's unit.
+    """
+
+    sigma_min: float
+    sigma_max: float
+
+    @abstractmethod
+    def quantile(self, u: Tensor) -> Tensor:
+        """σ at probability u in (0, 1)."""
+
+    @abstractmethod
+    def log_density(self, sigma: Tensor) -> Tensor:
+        """The log of the density of log σ, at levels between the ends."""
+
+    def draw(self, n: int, *, generator: torch.Generator | None = None, like: Tensor) -> Rows:
+        """n levels, stratified: one in each of n equally probable strata, so that a batch covers the range evenly."""
+        u0 = torch.rand(n, generator=generator, dtype=like.dtype, device=like.device)
+        u = (torch.arange(n, dtype=like.dtype, device=like.device) + u0) / n
+        return self.quantile(u)[torch.randperm(n, generator=generator, device=like.device)]
+
+
 @dataclass(frozen=True)
-class NoiseLevels:
+class NoiseLevels(Levels):
     """The noise levels to train on: log σ uniform between two ends, or more densely around the data's scale.
 
     Attributes:
@@ -117,11 +144,62 @@ class NoiseLevels:
         log_sigma: Tensor = self.centre + self.spread * torch.special.ndtri(p)
         return log_sigma.clamp(low, high).exp().to(u.dtype)
 
-    def draw(self, n: int, *, generator: torch.Generator | None = None, like: Tensor) -> Rows:
-        """n levels, stratified: one in each of n equally probable strata, so that a batch covers the range evenly."""
-        u0 = torch.rand(n, generator=generator, dtype=like.dtype, device=like.device)
-        u = (torch.arange(n, dtype=like.dtype, device=like.device) + u0) / n
-        return self.quantile(u)[torch.randperm(n, generator=generator, device=like.device)]
+    def log_density(self, sigma: Tensor) -> Tensor:
+        """log p(log σ): −log log(σ_max/σ_min) if uniform, else that of the normal, cut at the ends."""
+        low, high = math.log(self.sigma_min), math.log(self.sigma_max)
+        if math.isinf(self.spread):
+            return torch.full_like(sigma, -math.log(high - low))
+        z = torch.tensor([(low - self.centre) / self.spread, (high - self.centre) / self.spread], dtype=torch.float64)
+        inside = torch.special.ndtr(z).diff().item()
+        constant = math.log(inside * self.spread * math.sqrt(2 * math.pi))
+        return -0.5 * ((sigma.log() - self.centre) / self.spread) ** 2 - constant
+
+
+@dataclass(frozen=True)
+class TimeLevels(Levels):
+    """The levels sigma/alpha of a process at times drawn uniformly: unit·ratio(t), t_min <= t <= t_max.
+
+    Models are trained at alpha = 1: x_t = alpha·x + sigma·z says of x what x_t/alpha = x + (sigma/alpha)·z says.
+
+    Args:
+        process: gives sigma/alpha.
+        t_min: the first time; the process's own unless said.
+        t_max: the last; the process's own unless said.
+        unit: the process runs on x/unit: the data's scale, for a process made for data of scale 1.
+
+    Raises:
+        InputError: times that are not in order or not in the process's domain; a unit that is not finite and positive.
+
+    Reference: Song et al. (2021), "Score-based generative modeling through stochastic differential equations".
+    """
+
+    process: Process
+    t_min: float
+    t_max: float
+    unit: float
+
+    def __init__(
+        self, process: Process, *, t_min: float | None = None, t_max: float | None = None, unit: float = 1.0
+    ) -> None:
+        low, high = process.t_min if t_min is None else t_min, process.t_max if t_max is None else t_max
+        if not low < high:
+            raise InputError(f"t_min, t_max: got {low:g} and {high:g}, want t_min < t_max")
+        for name, value in (("process", process), ("t_min", low), ("t_max", high)):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "unit", as_level(unit, "unit").item())
+        object.__setattr__(self, "sigma_min", self.unit * process.ratio(low).item())
+        object.__setattr__(self, "sigma_max", self.unit * process.ratio(high).item())
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """σ at the time t_min + u·(t_max − t_min)."""
+        t = self.t_min + u.double() * (self.t_max - self.t_min)
+        return (self.unit * self.process.ratio(t.clamp(self.t_min, self.t_max))).to(u.dtype)
+
+    def log_density(self, sigma: Tensor) -> Tensor:
+        """log p(log σ) = −log((t_max − t_min)·d log(sigma/alpha)/dt), with d log(sigma/alpha)/dt = g²/(2 sigma²)."""
+        t = self.process.time(sigma / self.unit)
+        rate = 0.5 * (self.process.diffusion(t) / self.process.sigma(t)) ** 2
+        return -((self.t_max - self.t_min) * rate).log()
 
 
 def largest_level(rows: Batch, gaussian: GaussianReference) -> float:

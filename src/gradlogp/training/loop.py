@@ -17,10 +17,12 @@ from gradlogp.models import Preconditioned
 from gradlogp.objectives import DenoisingScoreMatching, Objective
 from gradlogp.training.average import Average
 from gradlogp.training.held_out import MIN_DRAWS, HeldOut, repeated
-from gradlogp.training.levels import NoiseLevels
+from gradlogp.training.levels import Levels
 from gradlogp.training.loss import WeightedLoss
-from gradlogp.training.recipe import Recipe
+from gradlogp.training.recipe import Goal, Recipe
 from gradlogp.training.records import Record
+
+_FASTER = 10  # learning rate of what a weight learns, over that of the network: it has a few values only
 
 
 def train(
@@ -28,7 +30,7 @@ def train(
     x: Batch,
     held_out: Tensor,
     *,
-    levels: NoiseLevels,
+    levels: Levels,
     recipe: Recipe | None = None,
     objective: Objective | None = None,
     average: Average | None = None,
@@ -38,14 +40,15 @@ def train(
 
     The best look is the one with the least left to learn: the held-out loss against the stable target, which has the
     same minimum as the loss and less noise. The first record, at step 0, is the model as it came: a model that starts
-    as its reference is never left worse.
+    as its reference is never left worse. Looks use the recipe's weight and these levels, or those of ``recipe.look``.
 
     Args:
         model: the model; its weights are changed. Its ``noise`` is what it is trained with: Gaussian unless said.
         x: training rows, ``(N, *event)``.
         held_out: rows that are never trained on, ``(M, *event)``.
-        levels: noise levels to train on; for noise that is not Gaussian, its Fisher scales.
-        recipe: how to train.
+        levels: the law of the noise levels to train on; for noise that is not Gaussian, of its Fisher scales. A goal
+            has both: ``levels=goal.levels, recipe=Recipe(weight=goal.weight)``.
+        recipe: how to train, and what each level counts.
         objective: loss of a row; by default :class:`~gradlogp.objectives.DenoisingScoreMatching` with the batch as
             references, whose target has less noise: ``benchmarks/stable_target.py``.
         average: the running average of the weights, for a caller that wants to see it between records.
@@ -57,11 +60,12 @@ def train(
     """
     recipe, (x, held_out) = recipe or Recipe(), (as_batch(x), as_batch(held_out, "held_out"))
     objective = objective or DenoisingScoreMatching(references=recipe.batch_size)
-    loss = WeightedLoss(objective, model.skip.reference, model.noise)
+    loss = WeightedLoss(objective, model.skip.reference, model.noise, recipe.weight)
     seed = int(
         torch.randint(2**31, (), generator=generator, device=generator.device if generator is not None else None)
     )
-    look = HeldOut(held_out, levels, loss, seed)
+    goal = recipe.look or Goal(recipe.weight, levels)
+    look = HeldOut(held_out, goal.levels, loss.weighted_by(goal.weight), seed)
     average = average or Average(model, recipe.ema)
     best, best_weights, since = math.inf, copy.deepcopy(average.model.state_dict()), 0
     start = (0, 0.0, _loss_before(average.model, x[: len(held_out)], loss, levels, seed), 0.0)
@@ -83,7 +87,7 @@ def train(
         model.eval()
 
 
-def _loss_before(model: Preconditioned, x: Batch, loss: WeightedLoss, levels: NoiseLevels, seed: int) -> float:
+def _loss_before(model: Preconditioned, x: Batch, loss: WeightedLoss, levels: Levels, seed: int) -> float:
     """The mean training loss of the model as it came."""
     g = torch.Generator(x.device).manual_seed(seed)
     rows = repeated(x, MIN_DRAWS)
@@ -96,30 +100,31 @@ def _steps(
     model: Preconditioned,
     x: Batch,
     loss: WeightedLoss,
-    levels: NoiseLevels,
+    levels: Levels,
     recipe: Recipe,
     average: Average,
     generator: torch.Generator | None,
 ) -> Iterator[tuple[int, float, float, float]]:
     """The loop: yields (steps, progress, mean loss, seconds) each time a look is due."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+    optimiser = _optimiser(parameters, recipe)
     batches = _batches(x, recipe.batch_size, generator)
     total, since, start = torch.zeros((), device=x.device), 0, time.perf_counter()
     model.train()
     for step in range(recipe.n_steps):
         progress = max(step / recipe.n_steps, (time.perf_counter() - start) / recipe.max_seconds)
-        optimiser.param_groups[0]["lr"] = recipe.rate(step, progress)
+        for group in optimiser.param_groups:
+            group["lr"] = group["times"] * recipe.rate(step, progress)
         rows = next(batches)
         sigma = levels.draw(len(rows), generator=generator, like=rows)
         with _dropout_from(generator, step):
-            value = loss(model, rows, sigma, generator).mean()
+            each = loss(model, rows, sigma, generator)
         optimiser.zero_grad(set_to_none=True)
-        value.backward()
+        recipe.weight.minimised(each, sigma).mean().backward()
         nn.utils.clip_grad_norm_(parameters, recipe.clip)
         optimiser.step()
         average.update(step)
-        total, since = total + value.detach(), since + 1
+        total, since = total + each.detach().mean(), since + 1
         done = step + 1 == recipe.n_steps or progress >= 1
         if done or (step + 1) % recipe.evaluate_every == 0:
             mean = (total / since).item()
@@ -131,6 +136,14 @@ def _steps(
             total, since = torch.zeros_like(total), 0
         if done:
             return
+
+
+def _optimiser(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW of the model's parameters, and, without decay, of what the weight learns."""
+    groups = [{"params": parameters, "weight_decay": recipe.weight_decay, "times": 1}]
+    if learnt := recipe.weight.parameters():
+        groups.append({"params": learnt, "weight_decay": 0.0, "times": _FASTER})
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
 
 
 @contextmanager

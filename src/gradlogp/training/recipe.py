@@ -3,7 +3,39 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from gradlogp.training.levels import Levels, NoiseLevels
+from gradlogp.training.weights import EDM, SigmaSquared, Weight
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is minimised: ∫ λ(σ)p(σ)·J_DSM(σ) dσ, a weight and the law that the levels are drawn from.
+
+    Attributes:
+        weight: λ.
+        levels: p.
+    """
+
+    weight: Weight
+    levels: Levels
+
+    @classmethod
+    def score(cls, levels: Levels) -> Goal:
+        """The score at all levels alike: EDM's weight, with levels as given. The default."""
+        return cls(EDM(), levels)
+
+    @classmethod
+    def likelihood(cls, levels: Levels) -> Goal:
+        """The bound on −log p between the ends of the levels: weight g², importance-sampled, for every process at once.
+
+        In nats the part of the bound is ½∫ g² E‖ψ_t − t‖² dt = R·log(sigma_max/sigma_min) times the loss, which is
+        that of noise prediction at levels that are uniform in log σ: see :mod:`gradlogp.training.weights`.
+
+        Reference: Song, Durkan, Murray and Ermon (2021), theorem 1.
+        """
+        return cls(SigmaSquared(), NoiseLevels(levels.sigma_min, levels.sigma_max))
 
 
 @dataclass(frozen=True)
@@ -21,6 +53,10 @@ class Recipe:
         evaluate_every: steps between two looks at the held-out loss.
         patience: looks without a better one before it stops.
         max_seconds: stop by then at the latest, the cosine squeezed to fit.
+        weight: λ(σ), what each noise level counts; see :mod:`gradlogp.training.weights`.
+        look: what held-out rows are looked at for, by which the best weights are kept; None: what is trained for, with
+            the fixed part of a weight that learns. Where it is the likelihood that counts, this is
+            :meth:`Goal.likelihood`, whatever is trained for.
     """
 
     n_steps: int = 10_000
@@ -33,6 +69,8 @@ class Recipe:
     evaluate_every: int = 100
     patience: int = 20
     max_seconds: float = math.inf
+    weight: Weight = field(default_factory=EDM)
+    look: Goal | None = None
 
     def rate(self, step: int, progress: float) -> float:
         """The learning rate, warm-up times cosine."""

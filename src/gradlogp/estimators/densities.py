@@ -1,0 +1,62 @@
+"""Log-densities of rows, in the data's units, and the threshold of outliers."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradlogp import likelihood
+from gradlogp._shapes import Batch, InputError
+from gradlogp.estimators.parameters import device_from, generator_from
+
+if TYPE_CHECKING:
+    from gradlogp.estimators.density import ScoreDensity
+
+ROWS_AT_A_TIME = 256  # between two movements of the bar
+CONTAMINATION = 0.1  # default share of outliers
+MAX_ROWS = 1000  # held-out rows that a threshold is found on
+
+
+def log_prob(est: ScoreDensity, z: Batch, trace: likelihood.Trace | None, state: Any = None) -> likelihood.LogProb:
+    """The log-density of rows in model units, per the data's units; on the estimator's device, with a bar."""
+    generator = generator_from(est.random_state if state is None else state, device_from(est.device))
+    model, levels, parts = est.model_.to(generator.device), est.levels_, []
+    ends = {"sigma_min": float(levels.sigma_min), "sigma_max": float(levels.sigma_max)}
+    try:
+        with est._bar("log-density", len(z)) as bar:
+            for rows in z.to(generator.device).split(ROWS_AT_A_TIME):
+                parts.append(likelihood.log_prob(model, rows, trace=trace, generator=generator, **ends))
+                bar.update(len(rows))
+    finally:
+        model.cpu()
+    value, *errors = (_joined(parts, name) for name in ("value", "quadrature", "path", "above", "probes"))
+    return likelihood.LogProb(value - _unit(est), *errors)
+
+
+def threshold(est: ScoreDensity) -> float:
+    """The ``contamination`` quantile of the log-density over held-out rows.
+
+    Raises:
+        InputError: a loaded model, which does not know its rows.
+    """
+    if est._held_out is None:
+        raise InputError("contamination: this model was saved without a threshold, want fit(…) with a contamination")
+    share = CONTAMINATION if est.contamination is None else float(est.contamination)
+    values = log_prob(est, est._held_out[:MAX_ROWS], None).value
+    return float(np.quantile(values.numpy(), share))
+
+
+def _joined(parts: list[likelihood.LogProb], name: str) -> Tensor:
+    return torch.cat([getattr(part, name) for part in parts]).cpu().double()
+
+
+def _unit(est: ScoreDensity) -> float:
+    """What the density in model units has more in nats: log of the scales, and of the noise in constant columns."""
+    varies = est.grid_.low < est.grid_.high
+    scales = np.log(est.units_.scale.reshape(-1)[varies]).sum()
+    noise = math.log(est.levels_.sigma_min) + 0.5 * math.log(2 * math.pi)
+    return float(scales) - np.count_nonzero(~varies) * noise
