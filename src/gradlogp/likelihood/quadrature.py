@@ -48,24 +48,34 @@ def refined(f: Integrand, low: Rows, high: Rows, atol: float) -> tuple[Tensor, R
     Reference: Trefethen and Weideman (2014), "The exponentially convergent trapezoidal rule".
     """
     w, step = grid(low, high, N_COARSE)
-    rows = torch.arange(len(low), device=low.device)[:, None].expand_as(w)
-    values = f(rows.reshape(-1), w.reshape(-1)).reshape(*w.shape, -1)
+    rows = torch.arange(len(low), device=low.device)
+    values = f(rows[:, None].expand_as(w).reshape(-1), w.reshape(-1)).reshape(*w.shape, -1)
     surprise = (_between(values[:, ::2], 2 * step) - values[:, 1::2])[..., 0].abs()
-    error = torch.zeros_like(step)
-    for _ in range(MAX_LEVEL):
+    total, error = values.new_empty(len(low), values.shape[2]), torch.zeros_like(step)
+    for level in range(MAX_LEVEL + 1):
         middle, step, expected = _between(values, step), step / 2, _FALL * _near(surprise)
-        row, k = (step[:, None] * expected > atol / N_COARSE).nonzero(as_tuple=True)
+        wanted = (step[:, None] * expected > atol / N_COARSE) & (level < MAX_LEVEL)
+        row, k = wanted.nonzero(as_tuple=True)
         surprise = expected.clone()
         if len(row):
-            true = f(row, low[row] + step[row] * (2 * k + 1))
+            true = f(rows[row], low[rows[row]] + step[row] * (2 * k + 1))
             surprise[row, k] = (true - middle[row, k])[:, 0].abs()
             middle[row, k], expected[row, k] = true, 0.0
         values = _merged(values, middle)
-        error = error + 2 * step * expected.sum(1)
-        if len(row) == 0:
+        error[rows] += 2 * step * expected.sum(1)
+        going = wanted.any(1)
+        done = ~going
+        total[rows[done]] = _integral(values[done], step[done])
+        error[rows[done]] += _tail_error(values[done, :, 0], step[done])
+        if not bool(going.any()):
             break
-    error = error + _FALL * step * (surprise * (expected == 0)).sum(1) + _tail_error(values[..., 0], step)
-    return (weights(step, values.shape[1] - 1)[..., None] * values).sum(1), error
+        rows, values, step, surprise = rows[going], values[going], step[going], surprise[going]
+    return total, error
+
+
+def _integral(values: Tensor, step: Rows) -> Tensor:
+    """The rule on values ``(B, n + 1, C)``."""
+    return (weights(step, values.shape[1] - 1)[..., None] * values).sum(1)
 
 
 def _tail_error(values: Tensor, step: Rows) -> Rows:
