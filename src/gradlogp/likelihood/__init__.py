@@ -15,8 +15,9 @@ from gradlogp.likelihood.entropy import DenoisingLogProb, cross_entropy, denoisi
 from gradlogp.likelihood.flow import LogProb, log_prob
 from gradlogp.likelihood.gap import Gap, gap
 from gradlogp.likelihood.mutual import IndependentGroups, mutual_information
+from gradlogp.likelihood.probes import Hutchinson
 from gradlogp.likelihood.times import ImportanceTimes
-from gradlogp.likelihood.traces import Exact, Hutchinson, Trace
+from gradlogp.likelihood.traces import Exact, Trace
 
 __all__ = [
     "Bound",

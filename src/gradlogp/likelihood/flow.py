@@ -10,9 +10,11 @@ from torch import Tensor
 
 from gradlogp._shapes import Batch, InputError, Rows, as_batch, same_event
 from gradlogp.likelihood.gaussian_at import gaussian_at
+from gradlogp.likelihood.linearised import Linearised, Near
 from gradlogp.likelihood.path import follow
+from gradlogp.likelihood.probes import Hutchinson
 from gradlogp.likelihood.residual import Clock, ResidualFlow
-from gradlogp.likelihood.traces import Exact, Hutchinson, Linearised, Near, Signs, Trace
+from gradlogp.likelihood.traces import Exact, Signs, Trace
 from gradlogp.models import GaussianReference, ScoreModel, event_of, require_gaussian
 from gradlogp.samplers import Frame
 from gradlogp.samplers.starts import STOP, one_level, seed_from
