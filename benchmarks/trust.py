@@ -11,7 +11,7 @@ from common import table, write
 from scipy import integrate, stats
 from torch import distributions as td
 
-from gradlogp import diagnostics, kernels, models, networks, objectives, oracles, samplers
+from gradlogp import diagnostics, kernels, likelihood, models, networks, objectives, oracles, processes, samplers
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- trust: made by benchmarks/trust.py -->", "<!-- /trust -->"
@@ -237,9 +237,51 @@ def floor_rows() -> list[Row]:
     ]
 
 
+def likelihood_rows() -> list[Row]:
+    """The flow's log-density of mixtures, the bound of a Gaussian, and information, against exact values."""
+    rows = []
+    for d, n in ((2, 1000), (8, 500), (64, 50)):
+        g = torch.Generator().manual_seed(d)
+        factors = torch.randn(5, d, d, generator=g, dtype=torch.float64) / math.sqrt(d)
+        covariances = factors @ factors.mT / 2 + 0.05 * torch.eye(d, dtype=torch.float64)
+        means = 2 * torch.randn(5, d, generator=g, dtype=torch.float64)
+        data = oracles.GaussianMixture(torch.ones(5), means, covariances)
+        k = kernels.Gaussian(0.01)
+        x = k.sample(data.sample(n, generator=g), generator=g)
+        found = likelihood.log_prob(data, x, sigma_min=0.01)
+        error = (found.value - data.log_prob(x, k)).abs()
+        held = (error <= found.error).double().mean().item()
+        named = f"log-density of a mixture by the flow, D = {d}: largest error in nats"
+        rows.append([f"{named} (within the error it states for {held:.1%} of rows)", f"{error.max():.0e}", ""])
+    return rows + information_rows()
+
+
+def information_rows() -> list[Row]:
+    g = torch.Generator().manual_seed(0)
+    factor = torch.randn(6, 6, generator=g, dtype=torch.float64)
+    covariance = factor @ factor.T / 6 + 0.1 * torch.eye(6, dtype=torch.float64)
+    data = oracles.GaussianMixture(torch.ones(1), torch.zeros(1, 6).double(), covariance[None])
+    x = data.sample(200, generator=g)
+    plain = likelihood.BoundMethod(control=False, n_draws=4096)  # without the closed form, which leaves nothing to draw
+    found = likelihood.bound(data, x, processes.VP(), prior=data.reference, method=plain, generator=g)
+    off = found.value + data.log_prob(x, kernels.Gaussian(1e-9))
+    z = (off.mean() / (found.stderr.square().mean() / len(x)).sqrt()).item()
+    halves = [
+        oracles.GaussianMixture(torch.ones(1), torch.zeros(1, 3).double(), covariance[None, i, i])
+        for i in (slice(0, 3), slice(3, 6))
+    ]
+    x = data.sample(20_000, generator=g)
+    information = likelihood.mutual_information(data, *halves, x, [0, 1, 2], sigma_min=1e-3, generator=g)
+    true = 0.5 * (covariance[:3, :3].logdet() + covariance[3:, 3:].logdet() - covariance.logdet()).item()
+    return [
+        ["Song et al.'s bound of Gaussian data against the closed form", f"z = {z:.1f}", ""],
+        [f"mutual information of 3 + 3 columns, exact {true:.3f} nats", f"{information}", ""],
+    ]
+
+
 def main() -> None:
     exact = mixture_rows() + quadrature_rows() + fisher_rows() + floor_rows()
-    rows = exact + objective_rows() + sampler_rows() + self_check_rows()
+    rows = exact + objective_rows() + sampler_rows() + likelihood_rows() + self_check_rows()
     body = table(["measured", "float64", "float32"], rows)
     write("trust", "What can be trusted", "python benchmarks/trust.py", body)
     text = README.read_text(encoding="utf-8")

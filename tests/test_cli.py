@@ -16,7 +16,8 @@ import polars as pl
 import pytest
 
 from gradlogp import ScoreDensity, __version__, estimators
-from gradlogp.cli import _parser, main
+from gradlogp.cli import main
+from gradlogp.cli.arguments import parser
 from gradlogp.data import load_file
 
 QUICK = ["--steps", "20", "--width", "8", "--depth", "1"]
@@ -67,7 +68,7 @@ def test_help_has_an_example(argv, capsys):
 def test_examples_can_be_parsed(command, capsys):
     out, _ = run(capsys, command, "--help")
     words = out.split("example:\n  gradlogp ")[1].split()
-    assert _parser().parse_args(words).command == command
+    assert parser().parse_args(words).command == command
 
 
 def test_version(capsys):
@@ -355,9 +356,9 @@ def test_ctrl_c_in_a_real_process(home, tmp_path):
 
 def test_a_bug_shows_its_traceback_and_exits_with_1(home):
     code = (
-        "import sys; from gradlogp import cli\n"
+        "import sys; from gradlogp import cli\nfrom gradlogp.cli import commands\n"
         "def broken(path): raise ZeroDivisionError('a bug')\n"
-        "cli._load = broken\n"
+        "commands.load = broken\n"
         f"sys.exit(cli.main(['info', {str(home / 'model')!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

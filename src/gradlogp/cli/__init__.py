@@ -1,0 +1,43 @@
+"""The command ``gradlogp``: files in, files out, by way of :class:`gradlogp.ScoreDensity`.
+
+Exit code 0; 2 for a mistake of the user's, with one line on stderr; 130 on Ctrl-C; 1 for a bug, with its traceback.
+Nothing heavy is imported before a command runs, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+from gradlogp.cli.arguments import parser
+from gradlogp.cli.mistakes import mistake
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code is returned."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without σ or × shows ? instead
+    try:
+        args = parser().parse_args(argv)
+        args.run(args)
+        sys.stdout.flush()
+    except SystemExit as end:  # --help, --version
+        return int(end.code or 0)
+    except KeyboardInterrupt:
+        print("gradlogp: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read the output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        message = mistake(error)
+        if message is None:
+            raise
+        print(f"gradlogp: error: {message}", file=sys.stderr)
+        return 2
+    return 0

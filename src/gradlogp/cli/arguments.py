@@ -1,0 +1,172 @@
+"""The commands and their options."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from gradlogp import __version__
+from gradlogp.cli import commands
+from gradlogp.cli.mistakes import UsageError
+
+FILES = "csv, parquet, npy or npz"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, without the usage."""
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def parser() -> _Parser:
+    """Of the whole command line."""
+    whole = _Parser(
+        prog="gradlogp",
+        description="Learn the score ∇log p of a table's rows by denoising score matching, and use it.",
+        epilog="example:\n  gradlogp fit data.csv --out model\n  gradlogp sample model -n 1000 --out new.csv",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    whole.add_argument("--version", action="version", version=f"gradlogp {__version__}")
+    subparsers = whole.add_subparsers(title="commands", metavar="COMMAND", required=True, dest="command")
+
+    def command(name: str, run: Callable[[Any], None], summary: str, example: str) -> _Parser:
+        made: _Parser = subparsers.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        made.set_defaults(run=run)
+        return made
+
+    _add_demo(command)
+    _add_fit(command)
+    _add_sample(command)
+    _add_maps(command)
+    _add_logprob(command)
+    _add_diagnose(command)
+    info = command("info", commands.info, "show what a saved model is", "gradlogp info model")
+    info.add_argument("model", metavar="MODEL", help="a saved model")
+    return whole
+
+
+_Command = Callable[[str, Callable[[Any], None], str, str], _Parser]
+
+
+def _add_demo(command: _Command) -> None:
+    demo = command(
+        "demo", commands.demo, "learn digits and a known density, and write a page about it", "gradlogp demo --out demo"
+    )
+    demo.add_argument("--out", default="demo", metavar="FOLDER", help="folder to write (default: demo)")
+    demo.add_argument("--seconds", type=_number, metavar="S", help="time to train each of its two models")
+    demo.add_argument("--seed", type=_whole, default=0, metavar="N", help="seed of all draws (default: 0)")
+    _add_quiet(demo)
+
+
+def _add_fit(command: _Command) -> None:
+    fit = command(
+        "fit", commands.fit, "learn the score of a table's rows", "gradlogp fit data.csv --out model --max-seconds 60"
+    )
+    fit.add_argument("data", metavar="DATA", help=f"numbers, one row a datum: {FILES}")
+    fit.add_argument("--out", required=True, metavar="MODEL", help="folder to write the model to")
+    fit.add_argument("--sigma-min", type=_number, metavar="S", help="smallest noise level (default: from the data)")
+    fit.add_argument("--sigma-max", type=_number, metavar="S", help="largest noise level (default: from the data)")
+    fit.add_argument(
+        "--standardize",
+        action=argparse.BooleanOptionalAction,
+        help="measure each column in its own standard deviation (default: if their scales are far apart)",
+    )
+    fit.add_argument("--width", type=_whole, metavar="N", help="hidden units (default: from the columns)")
+    fit.add_argument("--depth", type=_whole, metavar="N", help="residual blocks")
+    fit.add_argument("--steps", type=_whole, metavar="N", help="training steps at most")
+    fit.add_argument("--max-seconds", type=_number, metavar="S", help="end the training by then (default: no limit)")
+    fit.add_argument("--batch-size", type=_whole, metavar="N", help="rows a step")
+    fit.add_argument("--learning-rate", type=_number, metavar="R", help="peak learning rate")
+    fit.add_argument(
+        "--dropout", type=_number, metavar="P", help="share of hidden units dropped (default: from the rows)"
+    )
+    fit.add_argument(
+        "--patience", type=_whole, metavar="N", help="looks without a better held-out loss before it stops"
+    )
+    fit.add_argument("--validation-fraction", type=_number, metavar="F", help="share of the rows held out")
+    fit.add_argument("--objective", metavar="GOAL", help="score, or likelihood for log-densities (default: score)")
+    fit.add_argument("--contamination", type=_number, metavar="F", help="share of outliers, for logprob --outliers")
+    fit.add_argument("--device", metavar="D", help="cpu, cuda, … (default: a GPU where there is one)")
+    fit.add_argument("--seed", type=_whole, default=0, metavar="N", help="seed of all draws (default: 0)")
+    _add_quiet(fit)
+
+
+def _add_sample(command: _Command) -> None:
+    sample = command("sample", commands.sample, "draw new rows", "gradlogp sample model -n 1000 --out new.csv")
+    sample.add_argument("model", metavar="MODEL", help="a saved model")
+    sample.add_argument("-n", type=_whole, required=True, metavar="N", help="rows to draw")
+    sample.add_argument("--out", required=True, metavar="FILE", help=f"file to write: {FILES}")
+    sample.add_argument("--steps", type=_whole, metavar="N", help="steps of the sampler (default: as fitted)")
+    sample.add_argument("--seed", type=_whole, metavar="N", help="another seed draws other rows (default: as fitted)")
+    sample.add_argument("--device", metavar="D", help="cpu, cuda, … (default: as fitted)")
+    _add_quiet(sample)
+
+
+def _add_maps(command: _Command) -> None:
+    for name, run, summary in (
+        ("grad", commands.grad, "evaluate the score ∇log p_σ at rows"),
+        ("denoise", commands.denoise, "evaluate E[x | x_σ], the mean of the clean rows that noise turned into these"),
+    ):
+        made = command(name, run, summary, f"gradlogp {name} model data.csv --sigma 0.5 --out {name}.csv")
+        made.add_argument("model", metavar="MODEL", help="a saved model")
+        made.add_argument("data", metavar="DATA", help=f"rows like those fitted: {FILES}")
+        made.add_argument("--sigma", type=_number, required=True, metavar="S", help="noise level; info shows the range")
+        made.add_argument("--out", required=True, metavar="FILE", help=f"file to write: {FILES}")
+        _add_quiet(made)
+
+
+def _add_logprob(command: _Command) -> None:
+    example = "gradlogp logprob model data.csv --out logprob.csv"
+    made = command(
+        "logprob", commands.logprob, "evaluate the log-density of rows, in nats, with its numerical error", example
+    )
+    made.add_argument("model", metavar="MODEL", help="a saved model")
+    made.add_argument("data", metavar="DATA", help=f"rows like those fitted: {FILES}")
+    made.add_argument("--out", required=True, metavar="FILE", help=f"file to write: {FILES}")
+    made.add_argument("--atol", type=_number, metavar="A", help="numerical error wanted, in nats (default: 0.0003)")
+    made.add_argument(
+        "--outliers",
+        action="store_true",
+        help="add a column: 1 for an outlier (of a model fitted with --contamination)",
+    )
+    made.add_argument("--device", metavar="D", help="cpu, cuda, … (default: as fitted)")
+    _add_quiet(made)
+
+
+def _add_diagnose(command: _Command) -> None:
+    example = "gradlogp diagnose model new_rows.csv --train data.csv"
+    made = command("diagnose", commands.diagnose, "measure how good a model is, and write a page about it", example)
+    made.add_argument("model", metavar="MODEL", help="a saved model")
+    made.add_argument("data", metavar="DATA", help=f"rows that it was not fitted on, at least 8: {FILES}")
+    made.add_argument("--train", metavar="FILE", help="the rows that it was fitted on, to see what it memorised")
+    made.add_argument("--out", metavar="FOLDER", help="folder for report.html and report.json (default: MODEL)")
+    made.add_argument("--levels", type=_whole, metavar="N", help="noise levels (default: 12)")
+    made.add_argument("--seed", type=_whole, metavar="N", help="another seed draws other noise (default: as fitted)")
+    _add_quiet(made)
+
+
+def _add_quiet(parser: _Parser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, want a number") from None
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, want a whole number") from None

@@ -1,0 +1,146 @@
+"""What each command does."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from gradlogp.cli.mistakes import OPTIONS
+from gradlogp.cli.words import columns, load, load_rows, measured, next_command, print_table, say, told, width
+
+if TYPE_CHECKING:
+    from gradlogp.data import Table
+    from gradlogp.estimators import ScoreDensity
+
+
+def demo(args: argparse.Namespace) -> None:
+    """Learn digits and a known density, and write a page."""
+    from gradlogp.reports import demo as make
+
+    limit = {} if args.seconds is None else {"seconds": args.seconds}
+    make(args.out, seed=args.seed, quiet=args.quiet, **limit)
+
+
+def fit(args: argparse.Namespace) -> None:
+    """Learn the score of a file of rows, and save the model."""
+    from gradlogp.checkpoints import check_destination
+    from gradlogp.data import load_file
+    from gradlogp.estimators import MIN_ROWS, ScoreDensity
+
+    check_destination(args.out)
+    table = load_file(args.data, min_rows=MIN_ROWS)
+    given = {name: getattr(args, option[2:].replace("-", "_")) for option, name in OPTIONS.items()}
+    model = ScoreDensity(verbose=not args.quiet, **{k: v for k, v in given.items() if v is not None})
+    for _ in told(model.fit_steps(table), args.quiet or sys.stderr.isatty()):
+        pass
+    model.save(args.out)
+    if args.quiet:
+        return
+    print_table(
+        [
+            ("data", f"{len(table.values):,} rows × {width(model)} of {args.data}"),
+            *measured(model),
+            ("saved", args.out),
+            ("next", next_command(args.out, args.data, len(table.values))),
+        ]
+    )
+
+
+def sample(args: argparse.Namespace) -> None:
+    """Draw rows into a file."""
+    from gradlogp.data import check_output, read, save_file
+
+    model = load(args.model)
+    check_output(args.out, model.schema_)
+    own = {"sampling_steps": args.steps, "device": args.device}
+    model.set_params(**{k: v for k, v in own.items() if v is not None})
+    rows = read(model.sample(args.n, random_state=args.seed)).values
+    save_file(args.out, rows, model.schema_)
+    say(args, f"wrote {len(rows):,} rows × {width(model)} to {args.out}")
+    told = f"{model.sampling_steps} steps; from the end of the model's exact flow, in units of σ"
+    say(args, f"{told}: {model.sampling_accuracy_}")
+
+
+def grad(args: argparse.Namespace) -> None:
+    """The score at rows, into a file."""
+    model, table = load(args.model), load_rows(args)
+    _map(args, model, table, model.grad_log_prob, "∇log p_σ")
+
+
+def denoise(args: argparse.Namespace) -> None:
+    """The denoised rows, into a file."""
+    model, table = load(args.model), load_rows(args)
+    _map(args, model, table, model.denoise, "E[x | x_σ]")
+
+
+def logprob(args: argparse.Namespace) -> None:
+    """The log-density of rows and its numerical error, into a file."""
+    import numpy as np
+
+    from gradlogp.data import check_output, save_file
+    from gradlogp.diagnostics import Estimate
+    from gradlogp.likelihood import Exact
+
+    model, table = load(args.model), load_rows(args)
+    model.set_params(verbose=not args.quiet, **({} if args.device is None else {"device": args.device}))
+    names = ("log_prob", "error", "outlier")[: 2 + args.outliers]
+    schema = table.schema.of_columns(names)
+    check_output(args.out, schema)
+    offset = model.offset_ if args.outliers else None
+    found = model.log_prob(table, trace=None if args.atol is None else Exact(args.atol))
+    columns = [found.value.numpy(), found.error.numpy()]
+    if offset is not None:
+        columns.append((columns[0] < offset).astype(np.float64))
+    save_file(args.out, np.stack(columns, 1), schema)
+    mean = f"mean {Estimate.mean_of(found.value)}" if len(found.value) > 1 else f"{found.value.item():.4g}"
+    say(
+        args, f"wrote log p_σ at σ = {model.levels_.sigma_min:.3g} of {len(found.value):,} rows, in nats, to {args.out}"
+    )
+    say(args, f"{mean}; numerical error at most {found.error.max().item():.1g}")
+    if offset is not None:
+        say(args, f"outliers, below {offset:.4g}: {int(columns[2].sum()):,}")
+
+
+def diagnose(args: argparse.Namespace) -> None:
+    """Measure a model on rows it has not seen; a page and JSON."""
+    from gradlogp.audit import check_folder
+    from gradlogp.data import load_file
+
+    model, out = load(args.model), args.out or args.model
+    check_folder(out)
+    test = load_file(args.data)
+    train = None if args.train is None else load_file(args.train)
+    model.set_params(verbose=not args.quiet)
+    given = {} if args.levels is None else {"n_levels": args.levels}
+    audit = model.diagnose(test, train, out=out, random_state=args.seed, **given)
+    say(args, f"{audit}\nwrote {os.path.join(out, 'report.html')} and report.json")
+
+
+def _map(args: argparse.Namespace, model: ScoreDensity, table: Table, function: Callable[..., Any], what: str) -> None:
+    from gradlogp.data import check_output, read, save_file
+
+    check_output(args.out, table.schema)
+    values = read(function(table, args.sigma), what).values
+    save_file(args.out, values, table.schema, floating=True)
+    say(args, f"wrote {what} at σ = {args.sigma:g}, {len(values):,} rows × {width(model)}, to {args.out}")
+
+
+def info(args: argparse.Namespace) -> None:
+    """Print what a saved model is."""
+    from gradlogp.checkpoints import FORMAT, FORMAT_VERSION
+
+    model = load(args.model)
+    network = model.network_
+    size = sum(p.numel() for p in model.model_.parameters())
+    print_table(
+        [
+            ("model", args.model),
+            ("format", f"{FORMAT}, version {FORMAT_VERSION}"),
+            *columns(model),
+            *measured(model),
+            ("network", f"{size:,} parameters, width {network['width']}, depth {network['depth']}"),
+        ]
+    )

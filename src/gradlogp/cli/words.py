@@ -1,0 +1,124 @@
+"""Models and rows from files, and what is printed about them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gradlogp.data import Table
+    from gradlogp.estimators import ScoreDensity
+    from gradlogp.training import Record
+
+SHOWN_COLUMNS = 20  # columns that info lists
+
+
+def load(path: str) -> ScoreDensity:
+    """A saved model."""
+    from gradlogp.estimators import ScoreDensity
+
+    return ScoreDensity.load(path)
+
+
+def load_rows(args: argparse.Namespace) -> Table:
+    """The rows of DATA, which FILE must not replace."""
+    from gradlogp._shapes import InputError
+    from gradlogp.data import load_file
+
+    if os.path.exists(args.data) and os.path.exists(args.out) and os.path.samefile(args.data, args.out):
+        raise InputError(f"--out: got {args.out}, the input itself, want another file")
+    return load_file(args.data)
+
+
+def told(records: Iterable[Record], silent: bool) -> Iterator[Record]:
+    """The records, with a line on stderr about every tenth of the way where there is no bar."""
+    told = -1
+    for record in records:
+        if not silent and int(10 * record.progress) > told:
+            told = int(10 * record.progress)
+            loss = f"loss {record.loss:.4f}, held out {record.held_out:.4f} ± {record.held_out_stderr:.1g}"
+            loss += f", left {record.left:.4f} ± {record.left_stderr:.1g}"
+            print(f"fit {record.progress:4.0%}: step {record.step}, {loss}, {record.seconds:.0f} s", file=sys.stderr)
+        yield record
+
+
+def say(args: argparse.Namespace, line: str) -> None:
+    """Print a line, unless it is to be quiet."""
+    if not args.quiet:
+        print(line)
+
+
+def print_table(rows: Iterable[tuple[str, str]]) -> None:
+    """Lines of a name and what it is."""
+    for name, text in rows:
+        print(f"{name:<14}{text}")
+
+
+def measured(model: ScoreDensity) -> Iterator[tuple[str, str]]:
+    """Lines on the noise range, the training and the checks."""
+    levels, history = model.levels_, model.history_
+    yield "noise levels", f"{levels.sigma_min:.4g} to {levels.sigma_max:.4g}, {_unit(model)}"
+    if history:
+        from gradlogp.training import kept
+
+        best, last, first = kept(history), history[-1], history[0]
+        yield "training", f"{last.step:,} steps in {last.seconds:.1f} s, the best after {best.step:,}"
+        loss = f"{best.held_out:.4f} ± {best.held_out_stderr:.1g} (1 is about no skill)"
+        if first.step == 0:
+            loss += f"; before training, the closed form alone: {first.held_out:.4f} ± {first.held_out_stderr:.1g}"
+        yield "held-out loss", loss
+        left = f"at most {best.left:.4f} ± {best.left_stderr:.1g} of it (upper bound on the weighted score error)"
+        yield "left to learn", f"{left}; no model gets below {best.floor:.4f} ± {best.floor_stderr:.1g}"
+    yield "score error", _score_error(model)
+    yield "self-check", str(model.self_check_).removeprefix("self-check ")
+
+
+def _score_error(model: ScoreDensity) -> str:
+    """How far the score is from the true one, on which rows."""
+    error, n = model.score_error_, model.n_held_out_
+    if error is not None:
+        rows = f"{error.n_rows:,} held-out rows, which also chose when to stop"
+        return f"{str(error).removeprefix('score error ')} (95 %, all levels together; {rows})"
+    return "not measured in fit: see gradlogp diagnose" if n is None else f"too few held-out rows ({n}) to measure"
+
+
+def _unit(model: ScoreDensity) -> str:
+    if (model.noise_scale_ == 1).all():
+        return "in the columns' shared unit"
+    return "in standard deviations of each column"
+
+
+def width(model: ScoreDensity) -> str:
+    """How many columns, or which shape, a row has."""
+    shape = model.schema_.event_shape
+    return f"{shape[0]} column{'s' * (shape[0] != 1)}" if len(shape) == 1 else f"shape {shape}"
+
+
+def columns(model: ScoreDensity) -> Iterator[tuple[str, str]]:
+    """Lines on the columns: name, type, the grid that samples come back on, the standard deviation of unit noise."""
+    schema, axes = model.schema_, model.grid_.axes
+    yield "rows", f"{width(model)}, as {schema.kind}"
+    if len(schema.event_shape) > 1:
+        gridded = sum(axis.gridded for axis in axes)
+        yield "cells", f"{schema.dtypes[0]}, {gridded:,} of {len(axes):,} constant or on a grid"
+        return
+    names = schema.columns or tuple(range(len(axes)))
+    types = schema.dtypes if schema.columns is not None else schema.dtypes * len(axes)
+    widest = max(len(str(name)) for name in names[:SHOWN_COLUMNS])
+    for name, dtype, axis, unit in list(zip(names, types, axes, model.noise_scale_, strict=True))[:SHOWN_COLUMNS]:
+        grid = f"in steps of {axis.step:g}" if axis.step > 0 else "constant" if axis.gridded else "continuous"
+        noise = "" if unit == 1 else f", σ = 1 is {unit:.4g}"
+        yield "  column", f"{name!s:<{widest}}  {dtype}, {axis.low:g} to {axis.high:g}, {grid}{noise}"
+    if len(axes) > SHOWN_COLUMNS:
+        yield "", f"and {len(axes) - SHOWN_COLUMNS:,} more"
+
+
+def next_command(model: str, data: str, n: int) -> str:
+    """The command to type next."""
+    new = f"new{Path(data).suffix.lower()}"
+    return f"gradlogp sample {shlex.quote(model)} -n {n} --out {new}"
