@@ -256,9 +256,8 @@ def test_a_gaussian_model_has_its_closed_form_sampled_or_not(process):
     x = t64([[0.7, -0.4], [2.0, 1.0], [-1.5, 0.5]]).repeat_interleave(8, 0)
     exact = exact_family(x, process)
     known = bound(model, x, process, generator=seeded(1))
-    torch.testing.assert_close(known.value, exact, rtol=0, atol=2e-3 if process.t_min == 0 else 2e-5)
-    assert bool((known.stderr > 0).all())
-    assert known.stderr.max().item() < 1e-12
+    assert bool(((known.value - exact).abs() <= 4 * known.stderr + 1e-9).all())
+    assert known.stderr.max().item() < 5e-3  # of the noise below t_min; nothing is sampled
     sampled = bound(model, x, process, method=BoundMethod(n_draws=512, control=False), generator=seeded(2))
     z = (sampled.value - exact) / sampled.stderr
     assert z.abs().max().item() < 5.5  # t with 15 degrees of freedom, 24 rows

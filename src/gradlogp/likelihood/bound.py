@@ -25,7 +25,8 @@ class Bound:
 
     Attributes:
         value: the bound, ``(B,)``; it has noise of its own, so what holds is value + a few stderr.
-        stderr: its standard error, ``(B,)``: from independent replicates, and the rounding of the row's dtype.
+        stderr: its standard error, ``(B,)``: from independent replicates, with the rounding of the row's dtype and the
+            size of ½ h(λ_min), the part for noise below t_min, of which the Gaussian decoder is not exact.
         dof: degrees of freedom of each stderr, at least: 15.
         prior: the part E[−log π(x_T) | x] − D log alpha_T, ``(B,)``, exact.
         known: the part that is known in closed form, ``(B,)``: the prior and the Gaussian reference's integral.
@@ -102,7 +103,7 @@ def bound(
     sampled = Sampler(model, times, method, terms.control, levels)(x, generator)
     value = terms.known + sampled.mean
     rounding = torch.finfo(x.dtype).eps * (terms.size + value.abs() + sampled.mean.abs())
-    stderr = sampled.stderr.hypot(rounding)
+    stderr = sampled.stderr.hypot(rounding + terms.clean.abs())
     value, stderr, at_end, known = (v.to(x.dtype) for v in (value, stderr, terms.prior, terms.known))
     n_draws = sampled.rounds * method.draws_a_round
     return Bound(value, stderr, N_REPLICATES - 1, at_end, known, n_draws, times, truncated=not method.truncation)
@@ -110,11 +111,15 @@ def bound(
 
 @dataclass(frozen=True)
 class _Terms:
-    """What is known in closed form, ``(B,)`` in float64, about the size of all that is added up, and the control."""
+    """What is known in closed form, ``(B,)`` in float64, about the size of all that is added up, and the control.
+
+    ``clean`` is the part of the control for noise below t_min.
+    """
 
     prior: Rows
     known: Rows
     size: Rows
+    clean: Rows
     control: Normal | None
 
     @classmethod
@@ -124,11 +129,10 @@ class _Terms:
         prior = end.cross_entropy(x, math.exp(times.last)) + log_alpha
         size = prior.abs() + d * times.width
         if control is None:
-            return cls(prior, prior, size, None)
-        rest = control.integral(x, times.first, times.last)
-        if method.truncation:
-            rest = rest + AT_CLEAN * control.integrand(x, math.exp(times.first))
-        return cls(prior, prior + rest, size + rest.abs(), control)
+            return cls(prior, prior, size, torch.zeros_like(prior), None)
+        clean = AT_CLEAN * control.integrand(x, math.exp(times.first)) * method.truncation
+        rest = control.integral(x, times.first, times.last) + clean
+        return cls(prior, prior + rest, size + rest.abs(), clean, control)
 
 
 def _control(model: ScoreModel, prior: Reference | None, x: Batch, method: BoundMethod) -> Normal | None:
