@@ -10,6 +10,7 @@ from scipy.stats import multivariate_normal
 
 from gradlogp import InputError, kernels, likelihood, models, networks, oracles, processes
 from gradlogp.likelihood import Exact, Hutchinson
+from gradlogp.likelihood.linearised import Near
 from gradlogp.likelihood.quadrature import refined
 from gradlogp.likelihood.residual import Clock
 
@@ -309,3 +310,16 @@ def test_the_gap_of_a_wrong_linear_score():
     true = [-0.5 * (x[:, 0] ** 2 / s + math.log(2 * math.pi * s)) for s in (ode, sde)]
     torch.testing.assert_close(found.ode.value, true[0], rtol=0, atol=2e-3)
     assert (found.sde.value + true[1] > -4 * found.sde.stderr - 1e-3).all()
+
+
+def test_the_gaussian_of_a_row_is_read_off_the_jacobian():
+    g = torch.Generator().manual_seed(0)
+    factor = torch.randn(4, 4, generator=g, dtype=torch.float64)
+    covariance, s = factor @ factor.T + 0.1 * torch.eye(4), torch.tensor([0.7]).double()
+    jacobian = covariance @ torch.linalg.inv(covariance + s**2 * torch.eye(4))  # of E[x | y]
+    near = Near.of_jacobian(jacobian[None], s)
+    torch.testing.assert_close(near.variance[0], torch.linalg.eigvalsh(covariance))
+    back = near.basis[0] @ torch.diag(near.variance[0]) @ near.basis[0].T
+    torch.testing.assert_close(back, covariance)
+    precision = torch.linalg.inv(covariance + s**2 * torch.eye(4))  # −∇² log p
+    torch.testing.assert_close(near.curvature[0] / s[0] ** 4, precision.square().sum())
