@@ -91,8 +91,9 @@ def test_a_threshold_when_first_asked_for(tmp_path):
     model = ScoreDensity(random_state=0, n_steps=1, verbose=False).fit(rows(400))
     model.save(tmp_path / "m")  # before it is asked for
     assert (model.predict(rows(200, seed=5)) == -1).mean() == pytest.approx(0.1, abs=0.2)
-    with pytest.raises(InputError, match="contamination: this model was saved without a threshold"):
+    with pytest.raises(InputError, match="saved without a threshold"):
         ScoreDensity.load(tmp_path / "m").predict(rows(5))
+    assert not hasattr(ScoreDensity.load(tmp_path / "m"), "offset_")
 
 
 def test_the_likelihood_objective_is_saved_and_used(tmp_path):
@@ -147,7 +148,9 @@ def test_the_command_without_a_threshold(tmp_path, capsys):
     np.save(tmp_path / "x.npy", rows(3))
     arguments = ["logprob", str(tmp_path / "m"), str(tmp_path / "x.npy"), "--out", str(tmp_path / "out.npy")]
     assert main([*arguments, "--outliers"]) == 2
-    assert "--contamination" in capsys.readouterr().err
+    assert "want it fitted with a contamination" in capsys.readouterr().err
     assert not (tmp_path / "out.npy").exists()
     assert main([*arguments, "--quiet"]) == 0
     assert np.load(tmp_path / "out.npy").shape == (3, 2)
+    assert main([*arguments[:-1], str(tmp_path / "out.csv"), "--quiet"]) == 0
+    assert pl.read_csv(tmp_path / "out.csv").columns == ["log_prob", "error"]

@@ -100,6 +100,67 @@ def test_points_far_out_and_between_modes():
     assert (error / oracle.log_prob(x, kernels.Gaussian(0.05)).abs()).max() < 1e-4
 
 
+FLAT = {
+    "two components that just merge": oracles.GaussianMixture(
+        torch.ones(2), torch.tensor([[-1.0], [1.0]]).double(), 1.0
+    ),
+    "a plateau": oracles.GaussianMixture(torch.ones(17), torch.linspace(-4, 4, 17).double()[:, None], 0.25),
+}
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_where_the_density_is_flat(name):
+    """The gradient and the curvature vanish at the row, which says nothing about the scale of what is around it."""
+    x = torch.tensor([[0.0], [0.01], [0.3], [-1.7]]).double()
+    found = likelihood.log_prob(FLAT[name], x, sigma_min=0.002)
+    error = (found.value - FLAT[name].log_prob(x, kernels.Gaussian(0.002))).abs()
+    assert (error <= found.error).all()
+    assert error.max() < 1e-3
+
+
+def test_a_direction_that_the_reference_takes_for_constant():
+    narrow = torch.diag(torch.tensor([1e-8, 1e4]).double())
+    oracle = oracles.GaussianMixture(torch.ones(1), torch.zeros(1, 2).double(), narrow[None])
+    x = oracle.sample(30, generator=torch.Generator().manual_seed(0))
+    found = likelihood.log_prob(oracle, x, sigma_min=1e-5, sigma_max=1e4)
+    error = (found.value - oracle.log_prob(x, kernels.Gaussian(1e-5))).abs()
+    assert (error <= found.error).double().mean() >= 0.95
+    assert error.max() < 1e-3
+
+
+@pytest.mark.parametrize("sigma", [1e-2, 1e-6])
+def test_float32_down_to_tiny_noise(sigma):
+    oracle = a_mixture(2, dtype=torch.float32)
+    x = rows_of(oracle, 60, sigma)
+    found = likelihood.log_prob(oracle, x, sigma_min=sigma)
+    error = (found.value - oracle.log_prob(x, kernels.Gaussian(sigma))).abs()
+    assert (error <= found.error).float().mean() >= 0.95
+    assert error.max() < 1e-3
+
+
+def test_in_inference_mode():
+    oracle = a_mixture(2)
+    x = rows_of(oracle, 20, 0.1)
+    outside = likelihood.log_prob(oracle, x, sigma_min=0.1)
+    with torch.inference_mode():
+        inside = likelihood.log_prob(oracle, x + 0, sigma_min=0.1)
+    assert torch.equal(inside.value, outside.value)
+
+
+def test_one_row_far_out_does_not_spoil_the_others():
+    oracle = a_mixture(2)
+    x = torch.cat([rows_of(oracle, 5, 0.1), torch.tensor([[1e6, 0.0]]).double()])
+    found = likelihood.log_prob(oracle, x, sigma_min=0.1, sigma_max=1e7)
+    error = (found.value - oracle.log_prob(x, kernels.Gaussian(0.1))).abs()
+    assert (error <= found.error).all()
+    assert error[:5].max() < 1e-3
+
+
+def test_below_the_data_s_scale_nothing_is_known_of_what_is_above():
+    found = likelihood.log_prob(a_mixture(2), torch.zeros(2, 2).double(), sigma_min=0.01, sigma_max=0.1)
+    assert found.error.isinf().all()
+
+
 def test_a_model_that_knows_no_gaussian():
     oracle = a_mixture(3)
     bare = models.ScoreFunction(oracle.score)
@@ -221,7 +282,9 @@ def test_refined_quadrature_against_scipy():
         added = torch.exp(2 * w)
         return (added / (1 + added) ** 2 * (1 + torch.tanh(t)))[:, None]
 
-    value, error = refined(f, torch.full((3,), -6.0).double(), torch.full((3,), 6.0).double(), 1e-6)
+    value, error = refined(
+        f, torch.full((3,), -6.0).double(), torch.full((3,), 6.0).double(), torch.full((3,), 1e-6).double()
+    )
     for i in range(3):
 
         def g(w, i=i):
@@ -257,6 +320,18 @@ def test_bad_input(change, message):
         likelihood.log_prob(a_mixture(2, dtype=torch.float32), arguments.pop("x"), **arguments)
 
 
+def broken_reference():
+    return models.GaussianReference.of_moments(torch.zeros(2), torch.eye(2))
+
+
+def test_wrong_kinds_of_things(as_a_user):
+    oracle, x = a_mixture(2), torch.zeros(2, 2).double()
+    with pytest.raises(InputError, match="trace: got 'exact'"):
+        likelihood.log_prob(oracle, x, trace="exact")
+    with pytest.raises(InputError, match="model: got Linear"):
+        likelihood.log_prob(torch.nn.Linear(2, 2), x)
+
+
 def test_bad_options_and_models():
     with pytest.raises(InputError, match="atol"):
         Exact(0.0)
@@ -268,6 +343,17 @@ def test_bad_options_and_models():
     broken = models.ScoreFunction(lambda x_t, kernel: x_t * math.nan)
     with pytest.raises(InputError, match="finite"):
         likelihood.log_prob(broken, torch.zeros(2, 2), sigma_min=0.1, sigma_max=10.0)
+    detached = models.ScoreFunction(lambda x_t, kernel: (-x_t).detach())
+    with pytest.raises(InputError, match="detached"):
+        likelihood.log_prob(detached, torch.zeros(2, 2), sigma_min=0.1, sigma_max=10.0)
+    narrow = models.ScoreFunction(lambda x_t, kernel: -x_t[:, :1])
+    with pytest.raises(InputError, match="model"):
+        likelihood.log_prob(narrow, torch.ones(2, 2), sigma_min=0.1, sigma_max=10.0)
+    dropping = models.Preconditioned(networks.ResidualMLP((2,), dropout=0.2), broken_reference())
+    with pytest.raises(InputError, match="training mode"):
+        likelihood.log_prob(dropping.train(), torch.zeros(2, 2))
+    with pytest.raises(InputError, match="float32 or float64"):
+        likelihood.log_prob(a_mixture(2), torch.zeros(2, 2, dtype=torch.bfloat16))
     laplace = models.Preconditioned(
         networks.ResidualMLP((2,)),
         models.GaussianReference.of_data(torch.randn(20, 2)),

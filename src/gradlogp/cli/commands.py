@@ -96,9 +96,7 @@ def logprob(args: argparse.Namespace) -> None:
         columns.append((columns[0] < offset).astype(np.float64))
     save_file(args.out, np.stack(columns, 1), schema)
     mean = f"mean {Estimate.mean_of(found.value)}" if len(found.value) > 1 else f"{found.value.item():.4g}"
-    say(
-        args, f"wrote log p_σ at σ = {model.levels_.sigma_min:.3g} of {len(found.value):,} rows, in nats, to {args.out}"
-    )
+    say(args, f"wrote log p_σ at σ = {model.levels_.sigma_min:.3g} of {len(found.value):,} rows in nats to {args.out}")
     say(args, f"{mean}; numerical error at most {found.error.max().item():.1g}")
     if offset is not None:
         say(args, f"outliers, below {offset:.4g}: {int(columns[2].sum()):,}")

@@ -57,13 +57,7 @@ class Schema:
 
     def of_columns(self, names: tuple[str, ...]) -> Schema:
         """Other columns of floats, in a container of the same kind and a file of the same dialect."""
-        named = self.columns is not None
-        return replace(
-            self,
-            columns=names if named else None,
-            dtypes=("float64",) * (len(names) if named else 1),
-            event_shape=(len(names),),
-        )
+        return replace(self, columns=names, dtypes=("float64",) * len(names), event_shape=(len(names),))
 
     def check(self, x: Any, name: str = "X", *, min_rows: int = 1, allow_missing: bool = False) -> Table:
         """Read data for use with a model fitted on this schema.

@@ -21,6 +21,10 @@ CONTAMINATION = 0.1  # default share of outliers
 MAX_ROWS = 1000  # held-out rows that a threshold is found on
 
 
+class NoThresholdError(InputError, AttributeError):
+    """No threshold of outliers is known: an attribute that is not there."""
+
+
 def log_prob(est: ScoreDensity, z: Batch, trace: likelihood.Trace | None, state: Any = None) -> likelihood.LogProb:
     """The log-density of rows in model units, per the data's units; on the estimator's device, with a bar."""
     generator = generator_from(est.random_state if state is None else state, device_from(est.device))
@@ -41,10 +45,10 @@ def threshold(est: ScoreDensity) -> float:
     """The ``contamination`` quantile of the log-density over held-out rows.
 
     Raises:
-        InputError: a loaded model, which does not know its rows.
+        NoThresholdError: a loaded model, which does not know its rows.
     """
     if est._held_out is None:
-        raise InputError("contamination: this model was saved without a threshold, want fit(…) with a contamination")
+        raise NoThresholdError("this model was saved without a threshold, want it fitted with a contamination")
     share = CONTAMINATION if est.contamination is None else float(est.contamination)
     values = log_prob(est, est._held_out[:MAX_ROWS], None).value
     return float(np.quantile(values.numpy(), share))

@@ -10,6 +10,15 @@ from gradlogp.likelihood.bound import Bound, bound
 from gradlogp.likelihood.bound_divergence import KLBound, kl_bound
 from gradlogp.likelihood.bound_forms import BoundForm, DenoisingForm, DivergenceForm, HutchinsonForm
 from gradlogp.likelihood.bound_method import BoundMethod
+from gradlogp.likelihood.dequantise import (
+    DenoisingSurrogate,
+    Dequantisation,
+    DequantiserFit,
+    UniformDequantisation,
+    VariationalDequantisation,
+    fit_dequantiser,
+)
+from gradlogp.likelihood.discrete import LogMass, MassBound, bits_per_dim, log_mass, mass_bound
 from gradlogp.likelihood.divergence_between import kl_divergence
 from gradlogp.likelihood.entropy import DenoisingLogProb, cross_entropy, denoising_log_prob, entropy
 from gradlogp.likelihood.flow import LogProb, log_prob
@@ -25,6 +34,9 @@ __all__ = [
     "BoundMethod",
     "DenoisingForm",
     "DenoisingLogProb",
+    "DenoisingSurrogate",
+    "Dequantisation",
+    "DequantiserFit",
     "DivergenceForm",
     "Exact",
     "Gap",
@@ -33,15 +45,23 @@ __all__ = [
     "ImportanceTimes",
     "IndependentGroups",
     "KLBound",
+    "LogMass",
     "LogProb",
+    "MassBound",
     "Trace",
+    "UniformDequantisation",
+    "VariationalDequantisation",
+    "bits_per_dim",
     "bound",
     "cross_entropy",
     "denoising_log_prob",
     "entropy",
+    "fit_dequantiser",
     "gap",
     "kl_bound",
     "kl_divergence",
+    "log_mass",
     "log_prob",
+    "mass_bound",
     "mutual_information",
 ]

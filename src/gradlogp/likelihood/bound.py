@@ -96,8 +96,19 @@ def bound(
     Reference: Song, Durkan, Murray and Ermon (2021), "Maximum likelihood training of score-based diffusion models",
     theorem 3 and appendix B.
     """
-    x, method = _checked(model, x, method)
-    times = ImportanceTimes(process, t_min, t_max)
+    with torch.inference_mode(False):
+        x, method = _checked(model, x, method)
+        return _bound(model, x, ImportanceTimes(process, t_min, t_max), prior, method, generator)
+
+
+def _bound(
+    model: ScoreModel,
+    x: Batch,
+    times: ImportanceTimes,
+    prior: Reference | None,
+    method: BoundMethod,
+    generator: torch.Generator | None,
+) -> Bound:
     terms = _Terms.of(x, times, end_of(prior, x), _control(model, prior, x, method), method)
     levels = Levels.of(times, terms.control, method)
     sampled = Sampler(model, times, method, terms.control, levels)(x, generator)
@@ -145,7 +156,7 @@ def _checked(model: ScoreModel, x: Batch, method: object) -> tuple[Batch, BoundM
     method = BoundMethod() if method is None else method
     if not isinstance(method, BoundMethod):
         raise InputError(f"method: got {method!r}, want a BoundMethod, such as BoundMethod(n_draws=1024)")
-    x, known = as_batch(x).detach(), event_of(model)
+    x, known = as_batch(x).detach().clone(), event_of(model)
     if x.dtype not in (torch.float32, torch.float64):
         raise InputError(f"x: got {x.dtype}, want float32 or float64: noise next to clean data is below its rounding")
     return x if known is None else same_event(x, known), method

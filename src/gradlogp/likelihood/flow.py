@@ -6,16 +6,18 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradlogp._shapes import Batch, InputError, Rows, as_batch, same_event
+from gradlogp.kernels import Gaussian
+from gradlogp.likelihood.bound import require_score_model
 from gradlogp.likelihood.gaussian_at import gaussian_at
 from gradlogp.likelihood.linearised import Linearised, Near
 from gradlogp.likelihood.path import follow
 from gradlogp.likelihood.probes import Hutchinson
 from gradlogp.likelihood.residual import Clock, ResidualFlow
 from gradlogp.likelihood.traces import Exact, Signs, Trace
-from gradlogp.models import GaussianReference, ScoreModel, event_of, require_gaussian
+from gradlogp.models import GaussianReference, ScoreModel, event_of
 from gradlogp.samplers import Frame
 from gradlogp.samplers.starts import STOP, one_level, seed_from
 
@@ -91,18 +93,17 @@ def log_prob(
     Reference: Song et al. (2021), "Score-based generative modeling through stochastic differential equations",
     equation 39.
     """
-    x = _rows_for(model, x)
-    low, high, reference = _levels(model, x, sigma_min, sigma_max)
-    frame = Frame.of(reference.to(x.device)).like(x.double())
-    flow = ResidualFlow(model, frame, Clock(low, high), tuple(x.shape[1:]), x.dtype)
-    d, seed = x[0].numel(), seed_from(generator)
-    trace = (Exact() if d <= EXACT_BELOW else Hutchinson()) if trace is None else trace
-    size = max(16, _ROWS // max(d, 16))
-    with torch.no_grad():
-        parts = [
-            _some(flow, x[i : i + size], trace, Signs(seed, range(i, min(i + size, len(x))))) for i in _starts(x, size)
-        ]
-    value, *errors = (torch.cat(v).to(x.dtype) for v in zip(*parts, strict=True))
+    with torch.inference_mode(False), torch.no_grad():
+        x = _rows_for(model, x).clone()
+        low, high, reference = _levels(model, x, sigma_min, sigma_max)
+        frame = Frame.of(reference.to(x.device)).like(x.double())
+        flow = ResidualFlow(model, frame, Clock(low, high), tuple(x.shape[1:]), x.dtype)
+        trace = _trace_for(x, trace)
+        _require_differentiable(model, x[:1], low)
+        seed, size = seed_from(generator), max(16, _ROWS // max(x[0].numel(), 16))
+        places = torch.arange(len(x)).split(size)
+        parts = [_some(flow, x[some[0] : some[-1] + 1], trace, Signs(seed, some.tolist())) for some in places]
+        value, *errors = (torch.cat(v).to(x.dtype) for v in zip(*parts, strict=True))
     return LogProb(value, *errors)
 
 
@@ -114,7 +115,7 @@ def _some(flow: ResidualFlow, x: Batch, trace: Trace, signs: Signs) -> tuple[Ten
     start = flow.frame.into(x.double()) / flow.radius(low)
     point = Linearised.at(flow, x, low)
     near = trace.near(point, low, signs)
-    w = _first(flow, start, low, near, point.denoised.detach())
+    w = _first(flow, x, _near_row(flow, start, low, near, point.denoised.detach()))
     end = torch.full_like(w, math.log(flow.clock.s_max) + _BEYOND)
     path = follow(flow, start + flow.fields(start, w)[0] / 2, w, end[0].item(), _PATH * trace.atol)
     last = path.last + flow.fields(path.last, end)[0] / 2  # ∫ e^{−2w} = 1/2
@@ -125,12 +126,8 @@ def _some(flow: ResidualFlow, x: Batch, trace: Trace, signs: Signs) -> tuple[Ten
     return ends + integral.value, integral.quadrature, integral.path, above, integral.probes
 
 
-def _first(flow: ResidualFlow, u: Tensor, low: Rows, near: Near, denoised: Batch) -> Rows:
-    """The w to begin at: so far down that all changes as e^{2w} below it.
-
-    There the noise on top of sigma_min is a small share of ℓ, the density's own scale at the row,
-    1/ℓ² = ‖∇² log p‖_F + ‖∇ log p‖²/D.
-    """
+def _near_row(flow: ResidualFlow, u: Tensor, low: Rows, near: Near, denoised: Batch) -> Rows:
+    """log of a small share of ℓ, the density's own scale at the row, 1/ℓ² = ‖∇² log p‖_F + ‖∇ log p‖²/D."""
     d = u.shape[1]
     r = flow.radius(low)
     score = (flow.frame.into(denoised) - r * u) / low[:, None] ** 2
@@ -139,11 +136,43 @@ def _first(flow: ResidualFlow, u: Tensor, low: Rows, near: Near, denoised: Batch
     return scale.log().clamp(max=math.log(flow.clock.s_max) - 1)
 
 
+def _first(flow: ResidualFlow, x: Batch, near_row: Rows) -> Rows:
+    """The w to begin at: so far down that all changes as e^{2w} below it, and by little.
+
+    By the density's scale at the row, unless the row is where the density is flat and what is around it comes into
+    view at larger noise: so levels from below sigma_min on, each twice the last, are looked at, as far as that scale.
+    """
+    d, w = x[0].numel(), near_row.clone()
+    enough = _NEAR**2 * d**-0.5
+    at = torch.full_like(w, math.log(flow.clock.s_min * _NEAR))
+    rows = (at < w).nonzero()[:, 0]
+    while len(rows):
+        bent = _bend(flow, x[rows], at[rows]) > enough
+        w[rows[bent]] = at[rows[bent]] - math.log(2)
+        at[rows] += math.log(2)
+        rows = rows[~bent & (at[rows] < near_row[rows])]
+    return w
+
+
+def _bend(flow: ResidualFlow, x: Batch, w: Rows) -> Rows:
+    """What the integrand is made of, at rows that have not moved: ‖∇(D_G − D)‖_F, by two probes, and |∇log p·du/dw|."""
+    s = flow.clock.level(w)
+    point = Linearised.at(flow, x, s)
+    signs = 2.0 * torch.randint(0, 2, (2, x[0].numel()), generator=torch.Generator().manual_seed(0)) - 1
+    probes = [v.to(s).expand(len(x), -1) for v in signs]  # the same for all rows, always
+    residual = [(flow.reference_times(v, s) - point.transposed_times(v)).square().sum(1) for v in probes]
+    q, score = flow.fields(flow.frame.into(x.double()) / flow.radius(s), w, point.denoised.detach())
+    return torch.stack(residual).mean(0).sqrt() * flow.clock.rate(w) + (score * q).sum(1).abs()
+
+
 def _above(flow: ResidualFlow, u: Tensor, high: Rows, trace: Trace, signs: Signs) -> Rows:
     """What lies above sigma_max: the log-ratio to the Gaussian, ∫ (div q − u·q) d log s.
 
-    Both terms fall as s⁻³ or faster, so that half of their sizes at sigma_max is more than their integrals.
+    Far above the data's scale both terms fall as s⁻³ or faster, so that half of their sizes at sigma_max is more than
+    their integrals. From a sigma_max below the standard deviation of the widest direction nothing is known: infinite.
     """
+    if flow.clock.s_max < flow.frame.widest:
+        return torch.full_like(high, math.inf)
     r = flow.radius(high)
     point = Linearised.at(flow, flow.place(u, high), high)
     c = r * u
@@ -152,13 +181,29 @@ def _above(flow: ResidualFlow, u: Tensor, high: Rows, trace: Trace, signs: Signs
     return (divergence.abs() + (u * q).sum(1).abs()) / 2
 
 
-def _starts(x: Batch, size: int) -> range:
-    return range(0, len(x), size)
+def _trace_for(x: Batch, trace: object) -> Trace:
+    if trace is None:
+        return Exact() if x[0].numel() <= EXACT_BELOW else Hutchinson()
+    if not isinstance(trace, Trace):
+        raise InputError(f"trace: got {trace!r}, want likelihood.Exact(atol) or likelihood.Hutchinson(atol)")
+    return trace
+
+
+def _require_differentiable(model: ScoreModel, row: Batch, sigma: float) -> None:
+    """Refuse a model that is cut off from its input, for which autograd would find a score without slope."""
+    with torch.enable_grad():
+        score = model.score(row.detach().requires_grad_(), Gaussian(sigma))
+    if not score.requires_grad:
+        raise InputError("model: its score does not depend on x for autograd, want one that is not detached")
 
 
 def _rows_for(model: ScoreModel, x: Batch) -> Batch:
-    require_gaussian(model, "log_prob")
+    require_score_model(model, "log_prob")
+    if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0 for m in model.modules()):
+        raise InputError("model: got one in training mode, which drops units at random, want model.eval()")
     x, known = as_batch(x), event_of(model)
+    if x.dtype not in (torch.float32, torch.float64):
+        raise InputError(f"x: got {x.dtype}, want float32 or float64: small noise is below its rounding")
     return x if known is None else same_event(x, known)
 
 

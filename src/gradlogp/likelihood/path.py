@@ -12,8 +12,7 @@ from gradlogp._shapes import InputError, Rows
 from gradlogp.likelihood.residual import ResidualFlow
 from gradlogp.samplers.runge_kutta import ERROR, STAGES, weighted
 
-MAX_STEPS = 2000
-_FIRST, _LONGEST, _SHORTEST = 0.4, 1.5, 1e-7  # steps in w
+_FIRST, _LONGEST, _SHORTEST = 0.4, 1.5, 0.01  # steps in w
 _DENSE = (  # Dormand and Prince's pair: the last coefficient of its quartic between the ends of a step
     -12715105075 / 11282082432,
     0.0,
@@ -33,12 +32,16 @@ class Path:
         ends: w at the ends of a row's steps, ``(B, S + 1)``; inf after its last.
         parts: five coefficients a step, ``(B, S, 5, D)``.
         first, last: u at the first and the last w, ``(B, D)``.
+        scale: by what a row's errors may be larger, ``(B,)``: far out, where the log-density is large itself.
+        excess: what steps of the shortest size erred more than they were to, ``(B,)``, in nats.
     """
 
     ends: Tensor
     parts: Tensor
     first: Tensor
     last: Tensor
+    scale: Rows
+    excess: Rows
 
     def at(self, rows: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """u and du/dw of some rows, ``(K, D)`` each, at w ``(K,)`` within the path."""
@@ -83,7 +86,9 @@ def follow(flow: ResidualFlow, u: Tensor, start: Rows, end: float, atol: float) 
 
         |∇_u log p · e| + ½‖r e‖²/s² <= atol,
 
-    e the difference of the two orders: the error is controlled in nats. (1/s² bounds −∇²log p_s.)
+    e the difference of the two orders: the error is controlled in nats. (1/s² bounds −∇²log p_s.) Where that would take
+    steps below 0.01 in w, as between narrow modes or far out, such steps are taken as they are, and what they err is
+    kept.
 
     Args:
         flow: what moves a row.
@@ -93,33 +98,35 @@ def follow(flow: ResidualFlow, u: Tensor, start: Rows, end: float, atol: float) 
         atol: error allowed in a step, in nats.
 
     Raises:
-        InputError: a row that does not arrive, where the model is not finite or not smooth.
+        InputError: a model that is not finite on the way.
 
     Reference: Hairer, Nørsett and Wanner (1993), "Solving ordinary differential equations I", section II.6.
     """
-    w, u, first = start.clone(), u.clone(), u
+    w, u, first, excess = start.clone(), u.clone(), u, torch.zeros_like(start)
     size, steps = torch.full_like(w, _FIRST), _Steps(w, u)
+    scale = (u.square().sum(1) / (20 * (u.shape[1] + 10))).clamp_min(1.0)  # −2 log N(u) over that of common rows
     slope, score = flow.fields(u, w)
-    for _ in range(MAX_STEPS):
-        rows = (w < end).nonzero()[:, 0]
-        if len(rows) == 0:
-            return Path(steps.ends, steps.parts, first, u)
+    while len(rows := (w < end).nonzero()[:, 0]):
         left = end - w[rows]
         h = torch.minimum(size[rows], left)
         new, slopes, new_score = _trial(flow, u[rows], slope[rows], w[rows], h)
-        e = _nats(flow, h[:, None] * weighted(ERROR, slopes), score[rows], new_score, w[rows] + h) / atol
-        taken = e <= 1
+        e = _nats(flow, h[:, None] * weighted(ERROR, slopes), score[rows], new_score, w[rows] + h) / (
+            atol * scale[rows]
+        )
+        shortest = h <= _SHORTEST
+        taken = (e <= 1) | (shortest & e.isfinite())
+        if bool((shortest & ~taken).any()):
+            stuck = flow.clock.level(w[rows][shortest & ~taken]).min().item()
+            raise InputError(f"log_prob: the model is not finite at sigma = {stuck:.4g}, want a finite one")
         longer = (0.9 * e.clamp_min(1e-10) ** -0.2).nan_to_num(0.0).clamp(0.2, 4.0)
-        size[rows] = (h * longer).clamp(max=_LONGEST)
-        if bool((size[rows] < _SHORTEST).any()):
-            break
+        size[rows] = (h * longer).clamp(_SHORTEST, _LONGEST)
+        excess[rows] += torch.where(taken, atol * scale[rows] * (e - 1).clamp_min(0), 0.0)
         done = rows[taken]
         if len(done):
             arrived = torch.where(h == left, torch.full_like(h, end), w[rows] + h)
             steps.add(done, arrived[taken], _quartic(u[done], new[taken], h[taken], [k[taken] for k in slopes]))
             w[done], u[done], slope[done], score[done] = (v[taken] for v in (arrived, new, slopes[-1], new_score))
-    stuck = flow.clock.level(w.min()).item()
-    raise InputError(f"log_prob: stalled at sigma = {stuck:.4g}; want a model that is finite and smooth")
+    return Path(steps.ends, steps.parts, first, u, scale, excess)
 
 
 def _trial(flow: ResidualFlow, u: Tensor, slope: Tensor, w: Rows, h: Rows) -> tuple[Tensor, list[Tensor], Tensor]:

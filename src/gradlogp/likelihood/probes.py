@@ -13,13 +13,12 @@ from gradlogp.likelihood.linearised import Linearised, Near, at_levels
 from gradlogp.likelihood.path import Path
 from gradlogp.likelihood.quadrature import grid, weights
 from gradlogp.likelihood.residual import ResidualFlow
-from gradlogp.likelihood.traces import Integral, Signs, Trace
+from gradlogp.likelihood.traces import Integral, Signs, Trace, path_error
 
 N_NODES = 48  # levels at which a trace is probed
 FIRST_PROBES = 3  # at each
 MAX_ROUNDS = 8
 LOCAL_BELOW = 128  # coordinates up to which a row gets a Gaussian of its own
-_WINDOW = 5  # neighbouring levels whose variances are averaged
 
 _Control = tuple[Callable[[Tensor, Tensor], Tensor], Tensor]  # (v, s) -> C v, and tr C
 
@@ -78,9 +77,10 @@ class Hutchinson(Trace):
         coarse[:, ::2] = weights(2 * step, N_NODES // 2)
         values = tally.mean - tally.slip
         change = ((tally.weights - coarse) * values).sum(1).abs() - 2 * tally.stderr(tally.weights - coarse)
-        slip = (tally.weights * tally.slip).sum(1).abs()
+        slips = tally.weights * tally.slip
         value = (tally.weights * values).sum(1)
-        return Integral(value, change.clamp_min(0) / 2, slip, tally.stderr(tally.weights))
+        slipped = path_error(slips.sum(1), slips.abs().sum(1), path)
+        return Integral(value, change.clamp_min(0) / 2, slipped, tally.stderr(tally.weights))
 
 
 class Tally:
@@ -91,20 +91,22 @@ class Tally:
         n_controls = 1 if near.basis is None else 2
         self.count, self.slip = torch.zeros_like(w), torch.zeros_like(w)
         self.total, self.square = w.new_zeros(n_controls, *w.shape), w.new_zeros(n_controls, *w.shape)
-        self.exact = torch.zeros_like(w, dtype=torch.bool)
+        self.exact, self.before = torch.zeros_like(w, dtype=torch.bool), torch.zeros_like(self.total)
         self.round = 1
 
     def more(self, atol: float, n: int, limit: int | None) -> bool:
         """n more probes where they are due; whether any were.
 
         With standard deviations σ_j of a probe at level j the least cost for a standard error atol is n_j = h_j σ_j
-        Σ_i h_i σ_i/atol² probes (Neyman 1934).
+        Σ_i h_i σ_i/atol² probes (Neyman 1934). What is done at a level depends on its neighbours' probes, not on its
+        own, so that the mean of its own has no bias.
         """
-        each = (self.weights**2 * self._spread()).sqrt()
-        least = each * each.sum(1, keepdim=True) / atol**2
-        open_ = ~self.exact & (self.stderr(self.weights) > atol)[:, None]
-        settle = open_ & (least >= 0.75 * self.path.first.shape[1]) & (limit is None)
-        due = open_ & ~settle & (least > self.count)
+        each = (self.weights**2 * self._beside(self._variances()).gather(0, self._choice)[0]).sqrt()
+        near = torch.nn.functional.pad(each, (2, 2)).unfold(1, 5, 1).sum(2)
+        of_all = each.sum(1, keepdim=True) - near + 5 * each  # but of those that its own probes have a part in
+        least = each * of_all / (atol * self.path.scale[:, None]) ** 2
+        settle = ~self.exact & (least >= 0.75 * self.path.first.shape[1]) & (limit is None)
+        due = ~self.exact & ~settle & (least > self.count)
         if limit is not None:
             due &= self.count + n <= limit
         self.settle(settle)
@@ -141,6 +143,7 @@ class Tally:
         row, k = where.nonzero(as_tuple=True)
         if len(row) == 0:
             return
+        self.before[:, row, k] = self._of_probes()[:, row, k]
         w = self.w[row, k]
         traces, slip = at_levels(self.flow, self.path, row, w, lambda point, _: point.trace()[0][:, None])
         self.slip[row, k], self.exact[row, k], self.count[row, k] = slip, True, 1.0
@@ -162,7 +165,7 @@ class Tally:
 
     @property
     def _choice(self) -> Tensor:
-        return self._smooth(self._variances()).argmin(0, keepdim=True)
+        return self._beside(self._variances()).argmin(0, keepdim=True)
 
     @property
     def mean(self) -> Tensor:
@@ -174,18 +177,21 @@ class Tally:
         return (weights**2 * self._spread() / self.count).sum(1).sqrt()
 
     def _variances(self) -> Tensor:
-        """Of one probe at each level; 0 where the trace is exact."""
-        spread = (self.square - self.total**2 / self.count) / (self.count - 1).clamp_min(1)
-        return torch.where(self.exact, 0.0, spread.clamp_min(0))
+        """Of one probe at each level; where the trace is exact, as it was before."""
+        return torch.where(self.exact, self.before, self._of_probes())
 
-    def _smooth(self, variances: Tensor) -> Tensor:
-        """Averaged with the neighbouring levels', since those of a few probes are rough."""
-        return torch.nn.functional.avg_pool1d(variances, _WINDOW, 1, _WINDOW // 2, count_include_pad=False)
+    def _of_probes(self) -> Tensor:
+        return ((self.square - self.total**2 / self.count) / (self.count - 1).clamp_min(1)).clamp_min(0)
+
+    def _beside(self, variances: Tensor) -> Tensor:
+        """The mean over the two levels on each side, since that of a few probes is rough."""
+        padded = torch.nn.functional.pad(variances, (2, 2), mode="replicate")
+        return (padded[..., :-4] + padded[..., 1:-3] + padded[..., 3:-1] + padded[..., 4:]) / 4
 
     def _spread(self) -> Tensor:
         """The variance of one probe at each level under the chosen C: its own or its neighbours', the larger."""
         variances = self._variances()
-        larger = torch.where(self.exact, 0.0, torch.maximum(self._smooth(variances), variances))
+        larger = torch.where(self.exact, 0.0, torch.maximum(self._beside(variances), variances))
         return larger.gather(0, self._choice)[0]
 
 

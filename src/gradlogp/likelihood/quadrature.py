@@ -31,7 +31,7 @@ def weights(step: Rows, n: int) -> Tensor:
     return out
 
 
-def refined(f: Integrand, low: Rows, high: Rows, atol: float) -> tuple[Tensor, Rows]:
+def refined(f: Integrand, low: Rows, high: Rows, atol: Rows) -> tuple[Tensor, Rows]:
     """∫ f dw over the whole line for each row, ``(B, C)``, and an estimate of the error of its first component.
 
     By the trapezoidal rule between low and high, with tails f ∝ e^{∓2w} beyond. Each halving of the distance first
@@ -43,7 +43,7 @@ def refined(f: Integrand, low: Rows, high: Rows, atol: float) -> tuple[Tensor, R
         f: (rows, w) -> values, for K pairs at once; its first component decides.
         low: where the equidistant values begin, ``(B,)``.
         high: where they end, ``(B,)``.
-        atol: wanted error.
+        atol: wanted error, ``(B,)``.
 
     Reference: Trefethen and Weideman (2014), "The exponentially convergent trapezoidal rule".
     """
@@ -54,7 +54,7 @@ def refined(f: Integrand, low: Rows, high: Rows, atol: float) -> tuple[Tensor, R
     total, error = values.new_empty(len(low), values.shape[2]), torch.zeros_like(step)
     for level in range(MAX_LEVEL + 1):
         middle, step, expected = _between(values, step), step / 2, _FALL * _near(surprise)
-        wanted = (step[:, None] * expected > atol / N_COARSE) & (level < MAX_LEVEL)
+        wanted = (step[:, None] * expected > atol[rows, None] / N_COARSE) & (level < MAX_LEVEL)
         row, k = wanted.nonzero(as_tuple=True)
         surprise = expected.clone()
         if len(row):
