@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from scipy.stats import multivariate_normal, norm
+from scipy.stats import binom, multivariate_normal, norm
 
 from gradlogp import InputError, ScoreDensity
 from gradlogp.cli import main
@@ -57,6 +57,21 @@ def test_a_trained_density_integrates_to_one():
     assert np.trapezoid(density, grid[:, 0]) == pytest.approx(1, abs=2e-3)
     true = (0.35 * norm(-20, 3).pdf(grid) + 0.65 * norm(10, 10).pdf(grid))[:, 0]
     assert np.abs(density - true).max() < 0.1 * true.max()
+
+
+def test_the_probabilities_of_counts_add_up():
+    g = np.random.default_rng(0)
+    x = np.c_[g.binomial(6, 0.3, 3000), g.normal(2, 3, 3000)]
+    model = ScoreDensity(random_state=0, n_steps=200, verbose=False).fit(x)
+    counts = np.arange(-1, 8).astype(float)
+    mass = np.zeros(len(counts))
+    at = np.linspace(-10, 14, 13)  # the other column is integrated over
+    for i, y in enumerate(at):
+        found = model.log_mass(np.c_[counts, np.full(len(counts), y)], n_draws=24, random_state=i)
+        mass += found.value.exp().numpy() * (at[1] - at[0])
+    assert mass.sum() == pytest.approx(1, abs=0.05)  # 24 draws a cell, of which the density fills half
+    assert np.abs(mass[1:8] - binom(6, 0.3).pmf(np.arange(7))).max() < 0.03
+    assert (found.elbo <= found.value).all()
 
 
 def test_the_accuracy_can_be_chosen(fitted):

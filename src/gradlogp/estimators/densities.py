@@ -12,6 +12,7 @@ from torch import Tensor
 from gradlogp import likelihood
 from gradlogp._shapes import Batch, InputError
 from gradlogp.estimators.parameters import device_from, generator_from
+from gradlogp.estimators.units import Array
 
 if TYPE_CHECKING:
     from gradlogp.estimators.density import ScoreDensity
@@ -39,6 +40,19 @@ def log_prob(est: ScoreDensity, z: Batch, trace: likelihood.Trace | None, state:
         model.cpu()
     value, *errors = (_joined(parts, name) for name in ("value", "quadrature", "path", "above", "probes"))
     return likelihood.LogProb(value - _unit(est), *errors)
+
+
+def log_mass(est: ScoreDensity, values: Array, n_draws: int, state: Any = None) -> likelihood.LogMass:
+    """The log of the probability of the cell around each row: of each column's grid, centred at its points."""
+    x = torch.from_numpy(np.ascontiguousarray(values))
+    widths = np.where(est.grid_.low < est.grid_.high, est.grid_.step, 0.0).reshape(values.shape[1:])
+    cells = likelihood.UniformDequantisation(torch.from_numpy(widths), below=0.5)
+    generator = generator_from(est.random_state if state is None else state, torch.device("cpu"))
+
+    def log_density(y: Tensor) -> Tensor:
+        return log_prob(est, est.units_.to_model(y.numpy()), None, state).value
+
+    return likelihood.log_mass(log_density, x, cells, n_draws=n_draws, generator=generator)
 
 
 def threshold(est: ScoreDensity) -> float:

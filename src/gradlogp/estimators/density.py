@@ -393,6 +393,26 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         """The mean of :meth:`score_samples`, in nats a row: larger is better."""
         return float(self.score_samples(X).mean())
 
+    def log_mass(self, X: Any, *, n_draws: int = 16, random_state: Any = None) -> likelihood.LogMass:
+        """The log-probability of each row where columns are on a grid (counts, grades, rounded numbers), in nats.
+
+        A density has no upper bound on such columns; the probability of a row's cell has: half a step to each side in
+        each column on a grid, times the density in the others. From below, by ``n_draws`` uniform draws from the
+        cell: see :func:`gradlogp.likelihood.log_mass`, and :func:`gradlogp.likelihood.bits_per_dim` for its unit.
+
+        Args:
+            X: rows as fitted.
+            n_draws: draws a row, at least 2; the bound rises with them.
+            random_state: an int for draws of its own; None takes the estimator's.
+
+        Raises:
+            InputError: rows that do not fit, or fewer than 2 draws.
+        """
+        self._fitted()
+        values = self.schema_.check(X).values
+        with _threads(self.n_jobs):
+            return densities.log_mass(self, values, n_draws, random_state)
+
     def decision_function(self, X: Any) -> Array:
         """:meth:`score_samples` less :attr:`offset_`: negative for outliers, as in scikit-learn."""
         offset = self.offset_
