@@ -330,6 +330,9 @@ def test_wrong_kinds_of_things(as_a_user):
         likelihood.log_prob(oracle, x, trace="exact")
     with pytest.raises(InputError, match="model: got Linear"):
         likelihood.log_prob(torch.nn.Linear(2, 2), x)
+    narrow = models.ScoreFunction(lambda x_t, kernel: -x_t[:, :1])
+    with pytest.raises(InputError, match="model: got a score of shape"):
+        likelihood.log_prob(narrow, x, sigma_min=0.1, sigma_max=10.0)
 
 
 def test_bad_options_and_models():
@@ -346,9 +349,6 @@ def test_bad_options_and_models():
     detached = models.ScoreFunction(lambda x_t, kernel: (-x_t).detach())
     with pytest.raises(InputError, match="detached"):
         likelihood.log_prob(detached, torch.zeros(2, 2), sigma_min=0.1, sigma_max=10.0)
-    narrow = models.ScoreFunction(lambda x_t, kernel: -x_t[:, :1])
-    with pytest.raises(InputError, match="model"):
-        likelihood.log_prob(narrow, torch.ones(2, 2), sigma_min=0.1, sigma_max=10.0)
     dropping = models.Preconditioned(networks.ResidualMLP((2,), dropout=0.2), broken_reference())
     with pytest.raises(InputError, match="training mode"):
         likelihood.log_prob(dropping.train(), torch.zeros(2, 2))
