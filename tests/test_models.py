@@ -326,3 +326,21 @@ def test_bad_input_is_named_on_one_line(call: Any, message: str) -> None:
         call()
     assert message in str(e.value)
     assert "\n" not in str(e.value)
+
+
+def test_a_network_is_not_asked_about_noise_that_it_was_not_trained_at():
+    torch.manual_seed(0)
+    network = ResidualMLP((2,), width=16, depth=1)
+    torch.nn.init.normal_(network.last.weight)
+    model = Preconditioned(network, GaussianReference.of_moments(torch.zeros(2), torch.eye(2)))
+    x, free = torch.randn(5, 2), {}
+    for sigma in (0.001, 0.1, 1.0, 5.0, 6.0):
+        free[sigma] = model.denoise(x, Gaussian(sigma))
+    model.levels = (0.1, 5.0)
+    for sigma in (0.1, 1.0, 5.0):
+        torch.testing.assert_close(model.denoise(x, Gaussian(sigma)), free[sigma])
+    above = Gaussian(6.0)
+    assert torch.equal(model.denoise(x, above), model.skip.denoise(x, above))
+    assert not torch.allclose(free[6.0], model.skip.denoise(x, above))
+    below = [model.denoise(torch.zeros(1, 2), Gaussian(s)) / s for s in (0.01, 0.001)]  # c_out F(0, the smallest)
+    torch.testing.assert_close(below[0], below[1], rtol=1e-2, atol=1e-4)

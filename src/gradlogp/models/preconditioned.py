@@ -13,6 +13,7 @@ from gradlogp.models.base import Reference, ScoreModel, columns, gaussian_form, 
 from gradlogp.models.gaussian import GaussianReference
 
 N_GATES = 16
+_SLACK = 1e-4  # of log sigma, for rounding at the largest level
 
 
 class Preconditioned(ScoreModel):
@@ -25,6 +26,9 @@ class Preconditioned(ScoreModel):
     the directions in which the data vary (Karras et al. 2022, table 1, with the skip replaced by the reference). A
     network that starts at zero starts as the reference. Under a kernel that is not Gaussian the same formula is a
     parametrisation of the score, with sigma the kernel's scale.
+
+    Where ``levels`` says at which noise it was trained, the network is left out above them, where the reference is all
+    but exact, and shown the smallest of them below.
 
     The network's output is multiplied by a gate in [0, 1], a function of c_noise that is 1 unless
     :meth:`set_gate` closes it where the network has been measured not to help.
@@ -83,8 +87,16 @@ class Preconditioned(ScoreModel):
     def _residual(self, x_t: Batch, kernel: Kernel, c_in: Tensor) -> Batch:
         """P F(c_in · P(x_t − alpha·μ − shift), c_noise)."""
         z = c_in * self.skip.project(self.skip.centred(x_t, kernel))
-        c_noise = self._c_noise(kernel, x_t)
-        return self.skip.project(self.network(z, c_noise)) * per_row(self._gate(c_noise), x_t)
+        c_noise, known = self._within(self._c_noise(kernel, x_t))
+        return self.skip.project(self.network(z, c_noise)) * per_row(self._gate(c_noise) * known, x_t)
+
+    def _within(self, c_noise: Tensor) -> tuple[Tensor, Tensor]:
+        """c_noise within the range trained on, and whether it is not above it."""
+        if self.levels is None:
+            return c_noise, torch.ones_like(c_noise)
+        unit = self.skip.data_scale.to(c_noise)
+        low, high = ((level / unit).log() for level in self.levels)
+        return torch.clamp(c_noise, low, high), (c_noise <= high + _SLACK).to(c_noise)
 
     def set_gate(self, sigma: Tensor, gate: Tensor) -> None:
         """Close the network where it does not help: gates in [0, 1] at increasing noise levels (alpha = 1).
