@@ -257,6 +257,7 @@ def test_a_gaussian_model_has_its_closed_form_sampled_or_not(process):
     exact = exact_family(x, process)
     known = bound(model, x, process, generator=seeded(1))
     assert bool(((known.value - exact).abs() <= 4 * known.stderr + 1e-9).all())
+    torch.testing.assert_close(known.value, exact, rtol=0, atol=2e-3 if process.t_min == 0 else 2e-5)
     assert known.stderr.max().item() < 5e-3  # of the noise below t_min; nothing is sampled
     sampled = bound(model, x, process, method=BoundMethod(n_draws=512, control=False), generator=seeded(2))
     z = (sampled.value - exact) / sampled.stderr
