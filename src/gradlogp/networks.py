@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradlogp._shapes import Batch, Rows, event_size
+from gradlogp._shapes import Batch, Rows, dot, event_size
 
 
 class FourierFeatures(nn.Module):
@@ -85,3 +85,28 @@ class ResidualMLP(nn.Module):
             h = block(h, embedding)
         out: Tensor = self.last(F.silu(self.norm(h)))
         return out.reshape(z.shape)
+
+
+class Potential(nn.Module):
+    """A scalar of a residual MLP N: G(z) = ⟨z, N(z)⟩; zero to begin with, as N is.
+
+    Args:
+        event_shape: shape of one datum.
+        width, depth, dropout, n_octaves: as of :class:`ResidualMLP`.
+    """
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        *,
+        width: int = 256,
+        depth: int = 3,
+        dropout: float = 0.0,
+        n_octaves: int = 6,
+    ) -> None:
+        super().__init__()
+        self.body = ResidualMLP(event_shape, width=width, depth=depth, dropout=dropout, n_octaves=n_octaves)
+
+    def forward(self, z: Batch, c_noise: Rows) -> Rows:
+        """``(B, *event), (B,) -> (B,)``."""
+        return dot(z, self.body(z, c_noise))

@@ -2,6 +2,7 @@
 
 from gradlogp.diagnostics.auditor import BoostedTrees, SmallNetwork
 from gradlogp.diagnostics.calibration import Calibration, CalibrationLevel, calibration
+from gradlogp.diagnostics.chain import Chain, chain
 from gradlogp.diagnostics.compare import (
     Comparison,
     Disagreement,
@@ -30,6 +31,7 @@ __all__ = [
     "Bracket",
     "Calibration",
     "CalibrationLevel",
+    "Chain",
     "Comparison",
     "Curl",
     "CurlLevel",
@@ -46,6 +48,7 @@ __all__ = [
     "SelfCheck",
     "SmallNetwork",
     "calibration",
+    "chain",
     "compare",
     "curl",
     "equivalence",

@@ -71,15 +71,10 @@ def equivalence(
     if kernel.alpha.ndim or kernel.sigma.ndim:
         raise InputError(f"kernel: got {kernel!r}, want one level for all rows")
     x = oracle.sample(n, generator=generator)
-    fisher = _half_fisher(kernel, x)
-
-    def c(model: ScoreModel, x: Batch, kernel: Kernel, generator: torch.Generator | None = None) -> Tensor:  # noqa: ARG001
-        x_t = kernel.sample(x, generator=generator)
-        return 0.5 * squared_norm(oracle.score(x_t, kernel)).double() - fisher.to(x_t.device)
-
-    terms: list[Objective] = [ExplicitScoreMatching(oracle), DenoisingScoreMatching(), c]
-    esm, dsm, constant = _on_the_same_draws(terms, model, x, kernel, generator)
-    error = math.hypot(_half_fisher_error(kernel, x), _rounding(x, dsm))
+    fisher = half_fisher_of(kernel, x).item()
+    terms: list[Objective] = [ExplicitScoreMatching(oracle), DenoisingScoreMatching(), constant_of(oracle, fisher)]
+    esm, dsm, constant = on_the_same_draws(terms, model, x, kernel, generator)
+    error = math.hypot(half_fisher_error(kernel, x), rounding_of(x, dsm))
     return Equivalence(
         Estimate.mean_of(esm),
         Estimate.mean_of(dsm),
@@ -151,14 +146,14 @@ def self_check(
     x, kernel = x[rows], kernel.rows(rows)
     exact = event_size(tuple(x.shape[1:])) <= _EXACT_DIVERGENCE_UP_TO
     implicit: Objective = ImplicitScoreMatching() if exact else SlicedScoreMatching(n_projections=4)
-    dsm, ism = _on_the_same_draws([objective or DenoisingScoreMatching(), implicit], model, x, kernel, generator)
-    half = _half_fisher(kernel, x).to(dsm).expand(len(x))
-    error = math.hypot(_half_fisher_error(kernel, x), _rounding(x, dsm))
+    dsm, ism = on_the_same_draws([objective or DenoisingScoreMatching(), implicit], model, x, kernel, generator)
+    half = half_fisher_of(kernel, x).to(dsm).expand(len(x))
+    error = math.hypot(half_fisher_error(kernel, x), rounding_of(x, dsm))
     residual = Estimate.mean_of(dsm - ism - half, error)
     return SelfCheck(Estimate.mean_of(dsm), Estimate.mean_of(ism), half.mean().item(), residual)
 
 
-def _on_the_same_draws(
+def on_the_same_draws(
     terms: list[Objective], model: ScoreModel, x: Batch, kernel: Kernel, generator: torch.Generator | None
 ) -> list[Tensor]:
     """Each term's rows, in float64, with x_t the same in all: every term first draws from an equal generator."""
@@ -173,14 +168,26 @@ def _on_the_same_draws(
     return [torch.cat(p) for p in parts]
 
 
-def _half_fisher(kernel: Kernel, x: Batch) -> Level:
+def constant_of(oracle: ScoreModel, half_fisher: float) -> Objective:
+    """½‖∇log p_σ(x_t)‖² − ½I(q) of each draw, whose mean is C, whatever the model."""
+
+    def c(model: ScoreModel, x: Batch, kernel: Kernel, generator: torch.Generator | None = None) -> Tensor:  # noqa: ARG001
+        x_t = kernel.sample(x, generator=generator)
+        return 0.5 * squared_norm(oracle.score(x_t, kernel)).double() - half_fisher
+
+    return c
+
+
+def half_fisher_of(kernel: Kernel, x: Batch) -> Level:
+    """½I(q) for rows like x."""
     return 0.5 * kernel.fisher_information(tuple(x.shape[1:])).double()
 
 
-def _rounding(x: Batch, loss: Tensor) -> float:
+def rounding_of(x: Batch, loss: Tensor) -> float:
     """Rounding error of a mean loss, for a loss that does not vary."""
     return float(torch.finfo(x.dtype).eps * loss.abs().mean())
 
 
-def _half_fisher_error(kernel: Kernel, x: Batch) -> float:
+def half_fisher_error(kernel: Kernel, x: Batch) -> float:
+    """Its numerical error."""
     return 0.5 * kernel.fisher_information_error(tuple(x.shape[1:])).double().max().item()

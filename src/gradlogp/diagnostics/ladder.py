@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradlogp import models
 from gradlogp._shapes import Batch, InputError, Rows, as_batch, as_count
 from gradlogp.diagnostics.estimates import Estimate
 from gradlogp.kernels import Kernel
@@ -89,26 +90,8 @@ def linearise(
     Raises:
         InputError: a score that varies with x_t but lets no gradient through.
     """
-    with torch.enable_grad():
-        x_t = x_t.detach().requires_grad_()
-        psi = score_at(model, x_t, kernel)
-    if not psi.requires_grad:
-        _require_constant(model, x_t.detach(), psi, kernel)
-        return psi, torch.zeros_like
-
-    def transposed_times(u: Tensor) -> Tensor:
-        (out,) = torch.autograd.grad(
-            psi, x_t, u, create_graph=twice, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        return out
-
-    return psi, transposed_times
-
-
-def _require_constant(model: ScoreModel, x_t: Batch, psi: Batch, kernel: Kernel) -> None:
-    """A score that autograd does not see must be one that does not vary."""
-    if not torch.equal(model.score(x_t + kernel.sigma.to(x_t), kernel), psi):
-        raise InputError(f"{type(model).__name__}.score: got no gradient in x_t, want one that autograd can follow")
+    name = f"{type(model).__name__}.score"
+    return models.linearise(lambda at, k: score_at(model, at, k), x_t, kernel, again=twice, name=name)
 
 
 def frame_of(levels: Sequence[Any]) -> Any:

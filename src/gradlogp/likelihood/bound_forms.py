@@ -12,7 +12,7 @@ from torch import Tensor
 from gradlogp._shapes import Batch, Rows, as_count, dot, event_size, per_row
 from gradlogp.kernels import Gaussian
 from gradlogp.likelihood.bound_gaussian import Normal
-from gradlogp.models import ScoreModel
+from gradlogp.models import ScoreModel, linearise
 
 
 @dataclass(frozen=True)
@@ -124,14 +124,9 @@ def _scaled(score: Batch, kernel: Gaussian) -> Tensor:
 
 def _linearise(model: ScoreModel, draw: Draw) -> tuple[Tensor, Callable[[Batch], Rows]]:
     """N, and v -> sigma² vᵀ(∇s)v."""
-    with torch.enable_grad():
-        x_t = draw.x_t.detach().requires_grad_()
-        s = model.score(x_t, draw.kernel)
+    s, transposed_times = linearise(model.score, draw.x_t, draw.kernel, name=f"{type(model).__name__}.score")
 
     def curvature(v: Batch) -> Rows:
-        if not s.requires_grad:
-            return torch.zeros_like(draw.kernel.sigma)
-        (out,) = torch.autograd.grad(s, x_t, v, retain_graph=True, allow_unused=True, materialize_grads=True)
-        return draw.kernel.sigma.double().square() * dot(out, v).double()
+        return draw.kernel.sigma.double().square() * dot(transposed_times(v), v).double()
 
     return _scaled(s.detach(), draw.kernel), curvature

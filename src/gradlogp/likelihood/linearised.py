@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Batch, Rows
+from gradlogp._shapes import Batch, InputError, Rows
 from gradlogp.likelihood.path import Path
 from gradlogp.likelihood.residual import ResidualFlow
 
@@ -32,7 +32,10 @@ class Linearised:
         """One call of the model."""
         with torch.enable_grad():
             y = y.detach().to(flow.dtype).requires_grad_()
-            return cls(y, flow.denoise(y, s))
+            denoised = flow.denoise(y, s)
+        if not denoised.requires_grad and not torch.equal(flow.denoise(y.detach() + s.max(), s), denoised):
+            raise InputError("log-density: got a denoiser without a gradient, want one that autograd can follow")
+        return cls(y, denoised)
 
     def transposed_times(self, v: Tensor) -> Tensor:
         """(∇D)ᵀ v for flat v ``(B, D)``, in float64: one product in reverse mode."""

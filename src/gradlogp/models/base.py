@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from gradlogp._shapes import Batch, InputError, Level, per_row
+from gradlogp._shapes import Batch, InputError, Level, Rows, per_row
 from gradlogp.kernels import GaussianForm, Kernel
 
 if TYPE_CHECKING:
     from gradlogp.models.gaussian import GaussianReference
+
+
+@runtime_checkable
+class Density(Protocol):
+    """What is exact: it knows the log-density itself."""
+
+    def log_prob(self, x_t: Batch, kernel: Kernel) -> Rows:
+        """Log p_σ(x_t), ``(B,)``, in nats."""
+        ...
 
 
 class ScoreModel(nn.Module, ABC):
@@ -34,6 +43,10 @@ class ScoreModel(nn.Module, ABC):
     @abstractmethod
     def denoise(self, x_t: Batch, kernel: Kernel) -> Batch:
         """E[x | x_t] by the model, like x_t (Gaussian kernels)."""
+
+    def unnormalised_log_prob(self, x_t: Batch, kernel: Kernel) -> Rows | None:
+        """log p_σ(x_t) + a constant of the kernel's, ``(B,)``, in nats; None where ψ is not known to be a gradient."""
+        return self.log_prob(x_t, kernel) if isinstance(self, Density) else None
 
     @property
     def reference(self) -> GaussianReference | None:
@@ -96,8 +109,15 @@ class ScoreFunction(ScoreModel):
         return self.function(x_t, kernel)
 
     def denoise(self, x_t: Batch, kernel: Kernel) -> Batch:
-        """Tweedie's formula."""
-        return tweedie(x_t, self.score(x_t, kernel), kernel)
+        """Tweedie's formula.
+
+        Raises:
+            InputError: noise that is not Gaussian; a gradient is wanted, but the function lets none through.
+        """
+        score = self.score(x_t, kernel)
+        if torch.is_grad_enabled() and x_t.requires_grad and not score.requires_grad and bool(score.any()):
+            raise InputError("denoise: got a score with no gradient in x_t, want one that autograd can follow")
+        return tweedie(x_t, score, kernel)
 
 
 def isotropic(kernel: Kernel, event_shape: tuple[int, ...]) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Batch, InputError, as_batch, as_count, per_row, same_event
+from gradlogp._shapes import Batch, InputError, Rows, as_batch, as_count, dot, per_row, same_event
 from gradlogp.kernels import GaussianForm, Kernel
 from gradlogp.models.base import Reference, columns, gaussian_form, tweedie
 
@@ -127,6 +127,14 @@ class GaussianReference(Reference):
         if self.eigenvalues.numel() < self.mean.numel():
             out = out - (r - y @ self.eigenvectors.T) / sigma**2
         return out.reshape(x_t.shape)
+
+    def energy(self, x_t: Batch, kernel: Kernel) -> Rows:
+        """E = −½⟨ψ(x_t), x_t − alpha·μ − shift⟩, ψ = −∇E: −log of the Gaussian's density less a constant, ``(B,)``."""
+        return -0.5 * dot(self.score(x_t, kernel), self.centred(x_t, kernel))
+
+    def unnormalised_log_prob(self, x_t: Batch, kernel: Kernel) -> Rows:
+        """−E."""
+        return -self.energy(x_t, kernel)
 
     def denoise(self, x_t: Batch, kernel: Kernel) -> Batch:
         """μ + V g Vᵀ r: g_i is alpha·λ_i/(alpha²λ_i + sigma²) for the Gaussian, faded as the score is."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from gradlogp._shapes import Batch, per_row
+from gradlogp._shapes import Batch, Rows, per_row
 from gradlogp.kernels import Kernel
 from gradlogp.models.base import Reference, ScoreModel, columns, gaussian_form, tweedie
 from gradlogp.models.gaussian import GaussianReference
@@ -16,42 +17,48 @@ N_GATES = 16
 _SLACK = 1e-4  # of log sigma, for rounding at the largest level
 
 
-class Preconditioned(ScoreModel):
-    """A network on top of a closed-form reference: it learns only what the reference leaves.
+class OnReference(ScoreModel):
+    """Something learnt on top of a closed-form reference: it learns only what the reference leaves.
 
         D(x_t) = D_ref(x_t) + c_out · P F(c_in · P(x_t − alpha·μ − shift), c_noise)
         ψ(x_t) = ψ_ref(x_t) + (alpha·c_out/sigma²) · P F(…)
 
     c_in = 1/√(alpha²σ_d² + sigma²), c_out = sigma·σ_d·c_in, c_noise = log(sigma/(alpha·σ_d)), and P the projection on
-    the directions in which the data vary (Karras et al. 2022, table 1, with the skip replaced by the reference). A
-    network that starts at zero starts as the reference. Under a kernel that is not Gaussian the same formula is a
+    the directions in which the data vary (Karras et al. 2022, table 1, with the skip replaced by the reference). An
+    F that starts at zero starts as the reference. Under a kernel that is not Gaussian the same formula is a
     parametrisation of the score, with sigma the kernel's scale.
 
-    Where ``levels`` says at which noise it was trained, the network is left out above them, where the reference is all
+    Where ``levels`` says at which noise it was trained, F is left out above them, where the reference is all
     but exact, and shown the smallest of them below.
 
-    The network's output is multiplied by a gate in [0, 1], a function of c_noise that is 1 unless
-    :meth:`set_gate` closes it where the network has been measured not to help.
+    F is multiplied by a gate in [0, 1], a function of c_noise that is 1 unless :meth:`set_gate` closes it where F has
+    been measured not to help.
 
     Args:
-        network: (z of the event's shape, c_noise ``(B,)``) -> like z.
         reference: the closed-form part.
         noise: scale -> kernel, where it is to be trained with noise that is not Gaussian, e.g.
             ``lambda s: kernels.Additive(torch.distributions.Laplace(0.0, s))``.
+
+    Attributes:
+        network: what is trained.
+        skip: the reference.
     """
 
+    network: nn.Module
+    skip: Reference
     gate_at: Tensor
     gate: Tensor
 
-    def __init__(
-        self, network: nn.Module, reference: Reference, noise: Callable[[float], Kernel] | None = None
-    ) -> None:
+    def __init__(self, reference: Reference, noise: Callable[[float], Kernel] | None = None) -> None:
         super().__init__()
         self.noise = noise
-        self.network = network
         self.skip = reference
         self.register_buffer("gate_at", torch.linspace(-1.0, 1.0, N_GATES))
         self.register_buffer("gate", torch.ones(N_GATES))
+
+    @abstractmethod
+    def learnt(self, z: Batch, c_noise: Rows) -> Batch:
+        """F(z, c_noise), like z."""
 
     @property
     def reference(self) -> GaussianReference:
@@ -85,10 +92,15 @@ class Preconditioned(ScoreModel):
         return 1 / torch.sqrt((alpha * self.skip.data_scale) ** 2 + sigma**2)
 
     def _residual(self, x_t: Batch, kernel: Kernel, c_in: Tensor) -> Batch:
-        """P F(c_in · P(x_t − alpha·μ − shift), c_noise)."""
+        """P F(c_in · P(x_t − alpha·μ − shift), c_noise), times the gate."""
+        z, c_noise, gate = self._inside(x_t, kernel, c_in)
+        return self.skip.project(self.learnt(z, c_noise)) * per_row(gate, x_t)
+
+    def _inside(self, x_t: Batch, kernel: Kernel, c_in: Tensor) -> tuple[Batch, Rows, Rows]:
+        """What F is shown, z and c_noise, and what it is multiplied by."""
         z = c_in * self.skip.project(self.skip.centred(x_t, kernel))
         c_noise, known = self._within(self._c_noise(kernel, x_t))
-        return self.skip.project(self.network(z, c_noise)) * per_row(self._gate(c_noise) * known, x_t)
+        return z, c_noise, self._gate(c_noise) * known
 
     def _within(self, c_noise: Tensor) -> tuple[Tensor, Tensor]:
         """c_noise within the range trained on, and whether it is not above it."""
@@ -99,7 +111,7 @@ class Preconditioned(ScoreModel):
         return torch.clamp(c_noise, low, high), (c_noise <= high + _SLACK).to(c_noise)
 
     def set_gate(self, sigma: Tensor, gate: Tensor) -> None:
-        """Close the network where it does not help: gates in [0, 1] at increasing noise levels (alpha = 1).
+        """Close F where it does not help: gates in [0, 1] at increasing noise levels (alpha = 1).
 
         Between the levels the gate is linear in log sigma, beyond them constant.
         """
@@ -116,3 +128,24 @@ class Preconditioned(ScoreModel):
         alpha, sigma = columns(kernel, x_t)
         ratio = (sigma / (alpha * self.skip.data_scale).clamp_min(torch.finfo(x_t.dtype).tiny)).clamp(1e-6, 1e6)
         return ratio.log().reshape(-1).expand(len(x_t))
+
+
+class Preconditioned(OnReference):
+    """A network on top of a closed-form reference: :class:`OnReference` with F the network itself.
+
+    Args:
+        network: F, (z of the event's shape, c_noise ``(B,)``) -> like z.
+        reference: the closed-form part.
+        noise: scale -> kernel, where it is to be trained with noise that is not Gaussian.
+    """
+
+    def __init__(
+        self, network: nn.Module, reference: Reference, noise: Callable[[float], Kernel] | None = None
+    ) -> None:
+        super().__init__(reference, noise)
+        self.network = network
+
+    def learnt(self, z: Batch, c_noise: Rows) -> Batch:
+        """F(z, c_noise), the network's output."""
+        out: Tensor = self.network(z, c_noise)
+        return out

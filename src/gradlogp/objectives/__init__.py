@@ -21,15 +21,18 @@ from gradlogp.objectives.implicit import (
     _linearise as _linearise,
 )
 from gradlogp.objectives.projections import Projection, gaussian, rademacher, sphere
+from gradlogp.objectives.reconstruction import CrossEntropy, ReconstructionError
 from gradlogp.objectives.stable import posterior_score, posterior_weights
 
 __all__ = [
+    "CrossEntropy",
     "DenoisingScoreMatching",
     "ExplicitScoreMatching",
     "FiniteDifferenceScoreMatching",
     "ImplicitScoreMatching",
     "Objective",
     "Projection",
+    "ReconstructionError",
     "SlicedScoreMatching",
     "divergence",
     "gaussian",

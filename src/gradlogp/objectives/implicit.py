@@ -9,7 +9,8 @@ from torch import Tensor
 
 from gradlogp._shapes import Batch, InputError, Rows, as_count, dot, per_row, squared_norm
 from gradlogp.kernels import Kernel
-from gradlogp.models import ScoreModel
+from gradlogp.models import ScoreModel, linearise
+from gradlogp.models.jacobian import units
 from gradlogp.objectives.projections import Projection, rademacher
 
 
@@ -84,26 +85,12 @@ class FiniteDifferenceScoreMatching:
 def divergence(psi: Batch, jacobian_transposed_times: Callable[[Tensor], Tensor]) -> Rows:
     """tr ∇ψ of each row, by one product with each unit vector."""
     total = torch.zeros_like(psi.flatten(1)[:, 0])
-    for j in range(psi[0].numel()):
-        unit = torch.zeros_like(psi).flatten(1)
-        unit[:, j] = 1
-        total = total + jacobian_transposed_times(unit.reshape(psi.shape)).flatten(1)[:, j]
+    for j, unit in units(psi):
+        total = total + jacobian_transposed_times(unit).flatten(1)[:, j]
     return total
 
 
 def _linearise(model: ScoreModel, x_t: Batch, kernel: Kernel) -> tuple[Batch, Callable[[Tensor], Tensor]]:
     """ψ(x_t) and v -> (∇ψ)ᵀv, differentiable again where gradients are on."""
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        x_t = x_t.detach().requires_grad_()
-        psi = model.score(x_t, kernel)
-
-    def jacobian_transposed_times(v: Tensor) -> Tensor:
-        if not psi.requires_grad:
-            return torch.zeros_like(psi)
-        (out,) = torch.autograd.grad(
-            psi, x_t, v, create_graph=create_graph, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        return out
-
-    return psi, jacobian_transposed_times
+    name = f"{type(model).__name__}.score"
+    return linearise(model.score, x_t, kernel, again=torch.is_grad_enabled(), name=name)

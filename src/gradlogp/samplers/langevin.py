@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from gradlogp._shapes import Batch, InputError, Rows, as_batch, as_count, as_level, dot, same_batch, squared_norm
 from gradlogp.kernels import Gaussian, Kernel
-from gradlogp.models import ScoreModel, require_gaussian
+from gradlogp.models import Density, ScoreModel, require_gaussian
 from gradlogp.samplers.field import Field
 from gradlogp.samplers.grids import log_uniform
 from gradlogp.samplers.noise import Noise
@@ -29,15 +28,6 @@ MAX_STEP = 0.1  # default largest h of a learnt score, in units of sigma²
 REACH = 3.0  # how far from the data's mean a learnt score is trusted; see _Level.outside
 TOLERANCE = 0.1  # nats that two rules for a line integral may differ by
 _GAIN, _DECAY = 2.0, 0.6  # log h moves by 2 t^−0.6 times what the acceptance is off
-
-
-@runtime_checkable
-class Density(Protocol):
-    """A model that knows its log-density, up to a constant."""
-
-    def log_prob(self, x_t: Batch, kernel: Kernel) -> Rows:
-        """Log p_σ(x_t), ``(B,)``, in nats."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -78,9 +68,10 @@ def langevin(
         y = x + h·ψ(x) + √(2h) z,    z ~ N(0, I),    accepted with probability min(1, e^{R + C})
         R = log p_σ(y)/p_σ(x),    C = (‖y − x − hψ(x)‖² − ‖x − y − hψ(y)‖²)/(4h)
 
-    R is the model's ``log_prob`` where it has one, otherwise the line integral of its score, :func:`log_ratio`. The
-    target at each level is then p_σ itself, at any h; without the test (``adjusted=False``) it is p_σ as h → 0: on
-    N(m, v) the variance is v/(1 − h/2v). A ladder is needed because chains cross from mode to mode at wide levels only.
+    R is the model's own where it has a density or an energy, otherwise the line integral of its score,
+    :func:`log_ratio`. The target at each level is then p_σ itself, at any h; without the test (``adjusted=False``) it
+    is p_σ as h → 0: on N(m, v) the variance is v/(1 − h/2v). A ladder is needed because chains cross from mode to mode
+    at wide levels only. Chains that start from data need none: give noisy rows, and the one kernel of their noise.
 
     A proposal is also rejected, in both directions alike, so that the law stays the same, where two rules for the line
     integral differ by more than 0.1 nats: without that, errors at long steps shift mass between modes (a mixture of two
@@ -243,22 +234,24 @@ class _Level:
 
     def point(self, x: Batch, *, tested: bool = True) -> _Point:
         """The score at x, and the log-density where it is known and wanted."""
-        model: object = self.model
         with torch.no_grad():
             psi = self.model.score(x, self.kernel)
-            log_p = model.log_prob(x, self.kernel).double() if tested and isinstance(model, Density) else None
-        return _Point(x, psi, log_p)
+            log_p = self.model.unnormalised_log_prob(x, self.kernel) if tested else None
+        return _Point(x, psi, None if log_p is None else log_p.double())
 
     def require_finite(self, *values: Tensor) -> None:
         if not all(bool(torch.isfinite(v).all()) for v in values):
             raise InputError(f"langevin: not finite {self.where}; check the model, or want a smaller step")
 
     def log_ratio(self, a: _Point, b: _Point) -> Rows:
-        """log p_σ(b)/p_σ(a); −inf, both ways, where the line integral is not known well enough."""
+        """log p_σ(b)/p_σ(a); −inf, both ways, where nothing was learnt or the line integral is not known well."""
         if a.log_p is not None and b.log_p is not None:
-            return b.log_p - a.log_p
-        ratio, coarse = self.line_integral(a, b)
-        refused = ((ratio - coarse).abs() > TOLERANCE) | self.outside(b.x)
+            ratio, refused = b.log_p - a.log_p, torch.zeros(len(b.x), dtype=torch.bool, device=b.x.device)
+        else:
+            ratio, coarse = self.line_integral(a, b)
+            refused = (ratio - coarse).abs() > TOLERANCE
+        if not isinstance(self.model, Density):
+            refused = refused | self.outside(b.x)
         return torch.where(refused, -math.inf, ratio)
 
     def outside(self, x: Batch) -> Tensor:

@@ -4,7 +4,7 @@ from gradlogp.training import weights
 from gradlogp.training.average import Average
 from gradlogp.training.gate import calibrate
 from gradlogp.training.held_out import HeldOut
-from gradlogp.training.levels import Levels, NoiseLevels, TimeLevels
+from gradlogp.training.levels import Levels, NoiseLevels, OneLevel, TimeLevels
 from gradlogp.training.loop import train
 from gradlogp.training.loss import WeightedLoss
 from gradlogp.training.recipe import Goal, Recipe
@@ -16,6 +16,7 @@ __all__ = [
     "HeldOut",
     "Levels",
     "NoiseLevels",
+    "OneLevel",
     "Recipe",
     "Record",
     "TimeLevels",

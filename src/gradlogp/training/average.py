@@ -7,13 +7,13 @@ import copy
 import torch
 from torch import Tensor
 
-from gradlogp.models import Preconditioned
+from gradlogp.models import ScoreModel
 
 
 class Average:
     """Exponential moving average of a model's weights, with a warm-up: decay min(ema, (1 + t)/(10 + t))."""
 
-    def __init__(self, model: Preconditioned, decay: float) -> None:
+    def __init__(self, model: ScoreModel, decay: float) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self._own: list[Tensor] = list(self.model.parameters())
         self._followed = list(model.parameters())

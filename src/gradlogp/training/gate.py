@@ -9,12 +9,12 @@ from torch import Tensor
 
 from gradlogp._shapes import Batch, Rows, dot, squared_norm
 from gradlogp.kernels import Gaussian
-from gradlogp.models import N_GATES, Preconditioned, require_gaussian
+from gradlogp.models import N_GATES, OnReference, require_gaussian
 from gradlogp.training.levels import NoiseLevels
 
 
 def calibrate(
-    model: Preconditioned,
+    model: OnReference,
     held_out: Batch,
     levels: NoiseLevels,
     *,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradlogp._shapes import Batch, as_batch, event_size, squared_norm
 from gradlogp.kernels import Gaussian, Kernel
-from gradlogp.models import Preconditioned
+from gradlogp.models import ScoreModel
 from gradlogp.objectives import posterior_weights
 from gradlogp.training.any_kernel import PairGroup
 from gradlogp.training.levels import Levels
@@ -83,7 +83,7 @@ class HeldOut:
         ]
         self.floor, self.floor_stderr = self._mean(*_joined([g.floor() for g in self.groups]))
 
-    def __call__(self, model: Preconditioned) -> Look:
+    def __call__(self, model: ScoreModel) -> Look:
         """The loss and what is left of it, with their standard errors."""
         with torch.no_grad():
             psi = model.score(self.x_t, self.kernel)

@@ -52,6 +52,41 @@ class Levels(ABC):
 
 
 @dataclass(frozen=True)
+class OneLevel(Levels):
+    """One noise level, as Vincent (2011) has it: for a model that is right at one level only.
+
+    Attributes:
+        sigma: the level, in the data's unit.
+
+    Raises:
+        InputError: a level that is not finite and positive.
+    """
+
+    sigma: float
+
+    def __post_init__(self) -> None:
+        as_level(self.sigma, "sigma")
+
+    @property
+    def sigma_min(self) -> float:  # type: ignore[override]
+        """The level."""
+        return self.sigma
+
+    @property
+    def sigma_max(self) -> float:  # type: ignore[override]
+        """The level."""
+        return self.sigma
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """The level."""
+        return torch.full_like(u, self.sigma)
+
+    def log_density(self, sigma: Tensor) -> Tensor:
+        """0, as the log of the probability of the one level."""
+        return torch.zeros_like(sigma)
+
+
+@dataclass(frozen=True)
 class NoiseLevels(Levels):
     """The noise levels to train on: log σ uniform between two ends, or more densely around the data's scale.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gradlogp._shapes import Batch, InputError, as_batch
-from gradlogp.models import Preconditioned
+from gradlogp.models import GaussianReference, ScoreModel
 from gradlogp.objectives import DenoisingScoreMatching, Objective
 from gradlogp.training.average import Average
 from gradlogp.training.held_out import MIN_DRAWS, HeldOut, repeated
@@ -26,7 +26,7 @@ _FASTER = 10  # learning rate of what a weight learns, over that of the network:
 
 
 def train(
-    model: Preconditioned,
+    model: ScoreModel,
     x: Batch,
     held_out: Tensor,
     *,
@@ -43,7 +43,9 @@ def train(
     as its reference is never left worse. Looks use the recipe's weight and these levels, or those of ``recipe.look``.
 
     Args:
-        model: the model; its weights are changed. Its ``noise`` is what it is trained with: Gaussian unless said.
+        model: the model, such as :class:`~gradlogp.models.Preconditioned`, :class:`~gradlogp.models.EnergyModel` or
+            :class:`~gradlogp.models.DenoisingAutoencoder`; its weights are changed. Its ``noise`` is what it is trained
+            with: Gaussian unless said. One that is right at one level takes ``levels=OneLevel(model.sigma)``.
         x: training rows, ``(N, *event)``.
         held_out: rows that are never trained on, ``(M, *event)``.
         levels: the law of the noise levels to train on; for noise that is not Gaussian, of its Fisher scales. A goal
@@ -60,7 +62,8 @@ def train(
     """
     recipe, (x, held_out) = recipe or Recipe(), (as_batch(x), as_batch(held_out, "held_out"))
     objective = objective or DenoisingScoreMatching(references=recipe.batch_size)
-    loss = WeightedLoss(objective, model.skip.reference, model.noise, recipe.weight)
+    reference = model.reference or GaussianReference.of_data(x)
+    loss = WeightedLoss(objective, reference, model.noise, recipe.weight)
     seed = int(
         torch.randint(2**31, (), generator=generator, device=generator.device if generator is not None else None)
     )
@@ -87,7 +90,7 @@ def train(
         model.eval()
 
 
-def _loss_before(model: Preconditioned, x: Batch, loss: WeightedLoss, levels: Levels, seed: int) -> float:
+def _loss_before(model: ScoreModel, x: Batch, loss: WeightedLoss, levels: Levels, seed: int) -> float:
     """The mean training loss of the model as it came."""
     g = torch.Generator(x.device).manual_seed(seed)
     rows = repeated(x, MIN_DRAWS)
@@ -97,7 +100,7 @@ def _loss_before(model: Preconditioned, x: Batch, loss: WeightedLoss, levels: Le
 
 
 def _steps(
-    model: Preconditioned,
+    model: ScoreModel,
     x: Batch,
     loss: WeightedLoss,
     levels: Levels,
@@ -138,12 +141,12 @@ def _steps(
             return
 
 
-def _optimiser(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW of the model's parameters, and, without decay, of what the weight learns."""
+def _optimiser(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's, of the model's parameters, and, without decay, of what the weight learns."""
     groups = [{"params": parameters, "weight_decay": recipe.weight_decay, "times": 1}]
     if learnt := recipe.weight.parameters():
         groups.append({"params": learnt, "weight_decay": 0.0, "times": _FASTER})
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
+    return recipe.optimiser(groups, lr=recipe.learning_rate)
 
 
 @contextmanager

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+
+import torch
 
 from gradlogp.training.levels import Levels, NoiseLevels
 from gradlogp.training.weights import EDM, SigmaSquared, Weight
+
+_ADAMW = partial(torch.optim.AdamW, fused=True)
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,8 @@ class Recipe:
     Attributes:
         n_steps: steps at most.
         batch_size: rows a step.
-        learning_rate: the peak of AdamW's.
-        weight_decay: AdamW's.
+        learning_rate: the peak of the optimiser's.
+        weight_decay: the optimiser's.
         warm_up: steps over which the rate rises; it then falls to 0 as a cosine.
         clip: largest norm of a gradient.
         ema: decay of the average of the weights, once warmed up.
@@ -57,6 +63,7 @@ class Recipe:
         look: what held-out rows are looked at for, by which the best weights are kept; None: what is trained for, with
             the fixed part of a weight that learns. Where it is the likelihood that counts, this is
             :meth:`Goal.likelihood`, whatever is trained for.
+        optimiser: (groups of parameters, lr=rate) -> optimiser, such as ``partial(torch.optim.SGD, momentum=0.9)``.
     """
 
     n_steps: int = 10_000
@@ -71,6 +78,7 @@ class Recipe:
     max_seconds: float = math.inf
     weight: Weight = field(default_factory=EDM)
     look: Goal | None = None
+    optimiser: Callable[..., torch.optim.Optimizer] = _ADAMW
 
     def rate(self, step: int, progress: float) -> float:
         """The learning rate, warm-up times cosine."""

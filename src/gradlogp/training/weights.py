@@ -98,6 +98,15 @@ class Uniform(Weight):
 
 
 @dataclass(frozen=True)
+class Plain(Weight):
+    """λ = 1: the objective as it is, in its own unit; for one level of noise, where no level counts beside another."""
+
+    def __call__(self, sigma: Rows, data: Scale) -> Rows:  # noqa: ARG002
+        """1."""
+        return torch.ones_like(sigma)
+
+
+@dataclass(frozen=True)
 class SigmaSquared(Weight):
     """λ = 2σ²/R, w = 1: the loss of noise prediction, ‖ε̂ − z‖²/R.
 
