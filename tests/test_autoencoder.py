@@ -190,7 +190,7 @@ def test_training_approaches_the_score_of_its_rows(g):
 
 def test_cross_entropy_has_the_same_minimiser_as_the_squared_error():
     """−E log of Bernoulli at D is least at D = E[x | x_t]: against the exact denoiser of binary rows, and beside it."""
-    x = (rows(40_000, 2) > 0.3).double()
+    x = (rows(20_000, 2) > 0.3).double()
     exact = oracles.Empirical(x[:4000])
     k = Gaussian(0.6)
 

@@ -141,6 +141,7 @@ PARAMETERS = {
     "dropout": (-0.1, 1.0, math.nan, "some", True),
     "max_seconds": (0, -5, math.nan, "short"),
     "patience": (0, 1.5, None),
+    "energy": ("yes", None, 1),
     "objective": ("speed", "", None),
     "contamination": (0.0, 0.7, -0.1, float("nan"), "auto"),
     "validation_fraction": (0, 1, -0.1, math.nan, None, "half"),

@@ -94,6 +94,9 @@ def _add_fit(command: _Command) -> None:
     )
     fit.add_argument("--validation-fraction", type=_number, metavar="F", help="share of the rows held out")
     fit.add_argument("--objective", metavar="GOAL", help="score, or likelihood for log-densities (default: score)")
+    fit.add_argument(
+        "--energy", action="store_true", default=None, help="learn an energy, of which the score is the gradient"
+    )
     fit.add_argument("--contamination", type=_number, metavar="F", help="share of outliers, for logprob --outliers")
     fit.add_argument("--device", metavar="D", help="cpu, cuda, … (default: a GPU where there is one)")
     fit.add_argument("--seed", type=_whole, default=0, metavar="N", help="seed of all draws (default: 0)")
@@ -121,6 +124,10 @@ def _add_maps(command: _Command) -> None:
         made.add_argument("data", metavar="DATA", help=f"rows like those fitted: {FILES}")
         made.add_argument("--sigma", type=_number, required=True, metavar="S", help="noise level; info shows the range")
         made.add_argument("--out", required=True, metavar="FILE", help=f"file to write: {FILES}")
+        if name == "denoise":
+            made.add_argument(
+                "--std", metavar="FILE", help=f"file for the standard deviations of the clean cells: {FILES}"
+            )
         _add_quiet(made)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gradlogp.cli.mistakes import OPTIONS
-from gradlogp.cli.words import columns, load, load_rows, measured, next_command, print_table, say, told, width
+from gradlogp.cli.words import apart, columns, load, load_rows, measured, next_command, print_table, say, told, width
 
 if TYPE_CHECKING:
     from gradlogp.data import Table
@@ -72,8 +72,23 @@ def grad(args: argparse.Namespace) -> None:
 
 def denoise(args: argparse.Namespace) -> None:
     """The denoised rows, into a file."""
+    from gradlogp.data import check_output, read, save_file
+
     model, table = load(args.model), load_rows(args)
-    _map(args, model, table, model.denoise, "E[x | x_σ]")
+    if args.std is None:
+        _map(args, model, table, model.denoise, "E[x | x_σ]")
+        return
+    apart("--std", args.std, args.out, args.data)
+    check_output(args.std, table.schema)
+    found: list[Any] = []
+
+    def mean(rows: Table, sigma: float) -> Any:
+        found.extend(model.denoise(rows, sigma, return_std=True))
+        return found[0]
+
+    _map(args, model, table, mean, "E[x | x_σ]")
+    save_file(args.std, read(found[1], "standard deviations").values, table.schema, floating=True)
+    say(args, f"wrote the standard deviations of x given x_σ to {args.std}")
 
 
 def logprob(args: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ OPTIONS = {
     "--patience": "patience",
     "--validation-fraction": "validation_fraction",
     "--objective": "objective",
+    "--energy": "energy",
     "--contamination": "contamination",
     "--device": "device",
     "--seed": "random_state",

@@ -35,6 +35,14 @@ def load_rows(args: argparse.Namespace) -> Table:
     return load_file(args.data)
 
 
+def apart(option: str, path: str, *others: str) -> None:
+    """Refuse a file to write that is another one of the command's."""
+    from gradlogp._shapes import InputError
+
+    if os.path.realpath(path) in map(os.path.realpath, others):
+        raise InputError(f"{option}: got {path}, which the command reads or writes already, want another file")
+
+
 def told(records: Iterable[Record], silent: bool) -> Iterator[Record]:
     """The records, with a line on stderr about every tenth of the way where there is no bar."""
     told = -1

@@ -23,16 +23,15 @@ from gradlogp.data import Grid, Schema, detect_grid, read
 from gradlogp.data.containers import short
 from gradlogp.diagnostics import SelfCheck, self_check
 from gradlogp.estimators import densities, diagnosis, saved
+from gradlogp.estimators.building import FEW_COORDINATES, closed_form, network_sizes, put_together
 from gradlogp.estimators.parameters import check_parameters, device_from, generator_from
 from gradlogp.estimators.units import Array, Units, grid_steps
 from gradlogp.kernels import Gaussian, Kernel
-from gradlogp.models import MarginalReference, Preconditioned, ScoreModel
-from gradlogp.networks import ResidualMLP
+from gradlogp.models import EnergyModel, OnReference, Reference, ScoreModel, posterior
 from gradlogp.training import Goal, NoiseLevels, Recipe, Record, calibrate, train
 from gradlogp.training.weights import Weight
 
 MIN_ROWS = 10
-FEW_COORDINATES = 16  # below, a narrower network and a larger batch do better
 ROWS_AT_A_TIME = 4096
 CHECK_DRAWS = 1024  # of the self-check before training; a broken loss is tens of standard errors off
 
@@ -62,13 +61,16 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             more than one gains little, and on a busy machine they wait for each other.
         objective: "score" weighs the noise levels for samples, as EDM does; "likelihood" for log-densities, by g², as
             Song et al. (2021) do: see :meth:`gradlogp.training.Goal.likelihood`.
+        energy: learn a scalar potential of which the score is the gradient (:class:`gradlogp.models.EnergyModel`): no
+            curl, and :meth:`unnormalised_log_prob`; a step takes about twice as long, and the closed form is the
+            Gaussian alone.
         contamination: share of rows that :meth:`predict` is to call outliers, in (0, 0.5]; the threshold is then found
             in ``fit``, and saved. None is 0.1, found when first asked for.
         random_state: an int makes fit and sample bit-identical from run to run (at one ``n_jobs``); None draws afresh.
         verbose: show a progress bar on a terminal.
 
     Attributes:
-        model_: the trained :class:`gradlogp.models.Preconditioned`.
+        model_: the trained :class:`gradlogp.models.Preconditioned`, or :class:`gradlogp.models.EnergyModel`.
         levels_: the noise levels trained on.
         noise_scale_: standard deviation of noise of level 1 in each coordinate, shape of one row.
         history_: the training's records, one a look: loss, held-out loss and what of it is left to learn, with their
@@ -102,6 +104,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         device: str | None = None,
         n_jobs: int | None = 1,
         objective: str = "score",
+        energy: bool = False,
         contamination: float | None = None,
         random_state: int | None = None,
         verbose: bool = True,
@@ -122,6 +125,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         self.device = device
         self.n_jobs = n_jobs
         self.objective = objective
+        self.energy = energy
         self.contamination = contamination
         self.random_state = random_state
         self.verbose = verbose
@@ -157,9 +161,9 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         grid = detect_grid(table.values)
         units = Units.of_data(table.values, self.standardize, grid)
         rows, held_out = self._split(units.to_model(table.values), generator)
-        reference = MarginalReference.of_data(rows)
+        reference = closed_form(rows, self.energy)
         ends = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
-        levels = NoiseLevels.of_rows(rows, reference.gaussian, steps=grid_steps(grid, units), **ends)
+        levels = NoiseLevels.of_rows(rows, reference.reference, steps=grid_steps(grid, units), **ends)
         goal = Goal.likelihood(levels) if self.objective == "likelihood" else Goal.score(levels)
         recipe = self._recipe(rows[0].numel(), goal.weight)
         model = self._new_model(reference, rows, generator)
@@ -187,19 +191,10 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         n_held_out = min(max(2, round(self.validation_fraction * len(z))), len(z) - 2)
         return z[order[n_held_out:]], z[order[:n_held_out]]
 
-    def _new_model(self, reference: MarginalReference, rows: Batch, generator: torch.Generator) -> Preconditioned:
-        n, d = len(rows), rows[0].numel()
-        self.network_: dict[str, Any] = {
-            "event_shape": reference.event_shape,
-            "width": self.width or (128 if d < FEW_COORDINATES else 256),
-            "depth": self.depth,
-            "dropout": round(min(0.4, 0.4 * math.sqrt(50 * d / n)), 3) if self.dropout is None else self.dropout,
-        }
+    def _new_model(self, reference: Reference, rows: Batch, generator: torch.Generator) -> OnReference:
+        self.network_ = network_sizes(rows, self.width, self.depth, self.dropout)
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = ResidualMLP(**self.network_)
-        return Preconditioned(network, reference).to(rows).eval()
+        return put_together(self.network_, reference, seed).to(rows).eval()
 
     def _recipe(self, n_coordinates: int, weight: Weight) -> Recipe:
         return Recipe(
@@ -228,7 +223,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
 
     def _set_fitted(
         self,
-        model: Preconditioned,
+        model: OnReference,
         schema: Schema,
         grid: Grid,
         units: Units,
@@ -269,7 +264,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         model.cpu()
         return self.schema_.restore(rows)
 
-    def _sample(self, model: Preconditioned, n: int, generator: torch.Generator) -> Array:
+    def _sample(self, model: OnReference, n: int, generator: torch.Generator) -> Array:
         low, n_steps = self.levels_.sigma_min, as_count(self.sampling_steps, "sampling_steps")
         with self._bar("sample", math.ceil(n / ROWS_AT_A_TIME) * n_steps) as bar:
             z = samplers.sample(
@@ -310,20 +305,59 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         units = self._units()
         return self._apply(X, sigma, lambda model, z, kernel: model.score(z, kernel), lambda v: v / units.scale)
 
-    def denoise(self, X: Any, sigma: Any = None) -> Any:
+    def denoise(self, X: Any, sigma: Any = None, *, return_std: bool = False) -> Any:
         """E[x | x_σ = X]: the mean of the clean rows that, with noise of level sigma added, give X.
 
         Args:
             X: noisy rows as fitted.
             sigma: the level of their noise or one a row; None takes the smallest trained.
+            return_std: give the standard deviation of the clean value in each cell as well, in the column's unit, by
+                the second-order formula of Tweedie, made a covariance: :func:`gradlogp.models.posterior`. One product
+                with the Jacobian a column.
+
+        Returns:
+            Rows like X, or two such: the means and their standard deviations.
 
         Raises:
             InputError: rows that do not fit, or a level below the smallest trained.
         """
         u = self._units()
-        return self._apply(
+        mean = self._apply(
             X, sigma, lambda model, z, kernel: model.denoise(z, kernel), lambda v: u.offset + u.scale * v
         )
+        if not return_std:
+            return mean
+        return mean, self._apply(
+            X, sigma, lambda model, z, kernel: posterior(model, z, kernel).std, lambda v: u.scale * v
+        )
+
+    def unnormalised_log_prob(self, X: Any, sigma: Any) -> Array:
+        """log p_σ of each row but for a constant that is the same for all rows of a level, ``(n,)``, in nats.
+
+        The negative energy, of which :meth:`grad_log_prob` is the gradient exactly: differences are log-density ratios,
+        at the cost of one call of the network. An error of the score counts with the distance of two rows: take a level
+        that is not far below their distance. :meth:`score_samples` is normalised, of the probability flow, and for
+        small levels.
+
+        Args:
+            X: rows as fitted; not made noisy.
+            sigma: a level or one a row; rows of different levels do not compare.
+
+        Raises:
+            InputError: a model that was not fitted with ``energy=True``, rows that do not fit, or a level below the
+                smallest trained.
+        """
+        model = self._fitted()
+        if not isinstance(model, EnergyModel):
+            raise InputError("unnormalised_log_prob: got a free-form model, want one fitted with energy=True")
+        values = self.schema_.check(X).values
+        level, z = self._level(sigma, len(values)), self.units_.to_model(values)
+        parts = []
+        for rows in _slices(len(z)):
+            at = level if level.ndim == 0 else level[rows]
+            with torch.no_grad(), _threads(self.n_jobs):
+                parts.append(-model.energy(z[rows], Gaussian(at)).double().numpy())
+        return np.concatenate(parts)
 
     def _apply(
         self,
@@ -473,10 +507,10 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         with _threads(self.n_jobs):
             return diagnosis.diagnose(self, X_test, X_train, out, n_levels, state)
 
-    def _fitted(self) -> Preconditioned:
+    def _fitted(self) -> OnReference:
         if not hasattr(self, "model_"):
             raise NotFittedError("ScoreDensity: not fitted yet, call fit first")
-        model: Preconditioned = self.model_
+        model: OnReference = self.model_
         return model
 
     def _units(self) -> Units:
@@ -536,7 +570,7 @@ def _slices(n: int) -> Iterator[range]:
     return (range(start, min(start + ROWS_AT_A_TIME, n)) for start in range(0, n, ROWS_AT_A_TIME))
 
 
-def _checked(model: Preconditioned, rows: Batch, generator: torch.Generator) -> SelfCheck:
+def _checked(model: OnReference, rows: Batch, generator: torch.Generator) -> SelfCheck:
     """The self-check at the data's scale, or an error that says that the losses are wrong."""
     kernel = Gaussian(model.skip.data_scale.item())
     check = self_check(model, rows[:CHECK_DRAWS], kernel, min_draws=CHECK_DRAWS, generator=generator)

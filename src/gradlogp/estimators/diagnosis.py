@@ -17,7 +17,7 @@ from gradlogp.diagnostics.references import default_noise
 from gradlogp.estimators.parameters import device_from, generator_from
 from gradlogp.estimators.units import are_pixels
 from gradlogp.kernels import Gaussian
-from gradlogp.models import Preconditioned
+from gradlogp.models import OnReference
 from gradlogp.training import NoiseLevels
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def ladder(levels: NoiseLevels, n_levels: object = N_LEVELS) -> list[Gaussian]:
 
 
 def held_out_error(
-    model: Preconditioned, rows: Tensor, levels: NoiseLevels, generator: torch.Generator
+    model: OnReference, rows: Tensor, levels: NoiseLevels, generator: torch.Generator
 ) -> ScoreError | None:
     """The score error on the rows held out in training; None where they are too few."""
     if len(rows) < MIN_ROWS:

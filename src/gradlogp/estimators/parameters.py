@@ -34,6 +34,8 @@ def check_parameters(estimator: BaseEstimator) -> None:
     share = estimator.contamination
     if share is not None and not (isinstance(share, int | float | np.number) and 0 < share <= 0.5):
         raise InputError(f"contamination: got {share!r}, want a number in (0, 0.5], or None")
+    if not isinstance(estimator.energy, bool | np.bool_):
+        raise InputError(f"energy: got {estimator.energy!r}, want True or False")
     if estimator.objective not in ("score", "likelihood"):
         raise InputError(f"objective: got {estimator.objective!r}, want 'score' or 'likelihood'")
     if estimator.standardize not in (True, False, "auto"):

@@ -15,9 +15,9 @@ from gradlogp._shapes import InputError
 from gradlogp.data import Grid, Schema
 from gradlogp.diagnostics import Estimate, ScoreError, SelfCheck
 from gradlogp.estimators import diagnosis
+from gradlogp.estimators.building import FADE, put_together
 from gradlogp.estimators.units import Units
-from gradlogp.models import GaussianReference, MarginalReference, Marginals, Preconditioned
-from gradlogp.networks import ResidualMLP
+from gradlogp.models import GaussianReference, MarginalReference, Marginals, OnReference, Reference
 from gradlogp.training import NoiseLevels, Record
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Fitted:
     """What a fitted estimator consists of."""
 
-    model: Preconditioned
+    model: OnReference
     network: dict[str, Any]
     schema: Schema
     grid: Grid
@@ -118,7 +118,7 @@ def _plan_to_json(plan: samplers.Plan) -> dict[str, Any]:
     return {"start": plan.start, "levels": levels, "weights": weights, "accuracy": asdict(plan.accuracy)}
 
 
-def _plan_from_json(entry: dict[str, Any], model: Preconditioned) -> samplers.Plan:
+def _plan_from_json(entry: dict[str, Any], model: OnReference) -> samplers.Plan:
     frame = samplers.Frame.of(model.reference).like(model.skip.mean[None])
     levels, weights = _doubles(entry["levels"]), tuple(_doubles(a) for a in entry["weights"])
     if len(levels) != len(weights) + 1 or not bool((levels.diff() < 0).all() and levels[-1] > 0):
@@ -126,15 +126,22 @@ def _plan_from_json(entry: dict[str, Any], model: Preconditioned) -> samplers.Pl
     return samplers.Plan(frame, entry["start"], levels, weights, samplers.Accuracy(**entry["accuracy"]))
 
 
-def _model(tensors: dict[str, Tensor], network: dict[str, Any]) -> Preconditioned:
+def _model(tensors: dict[str, Tensor], network: dict[str, Any]) -> OnReference:
     state = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    mean, eigenvalues, eigenvectors = (state[f"skip.gaussian.{k}"] for k in ("mean", "eigenvalues", "eigenvectors"))
-    marginals = Marginals(*(state[f"skip.marginals.{k}"] for k in ("means", "variances", "log_weights")))
-    skip = MarginalReference(GaussianReference(mean, eigenvalues, eigenvectors), marginals)
-    with torch.random.fork_rng(devices=[]):
-        model = Preconditioned(ResidualMLP(**network), skip).float()
+    model = put_together(network, _closed_form(state)).float()
     model.load_state_dict(state)
     return model.eval()
+
+
+def _closed_form(state: dict[str, Tensor]) -> Reference:
+    """That of an energy, whose Gaussian stands alone, or the Gaussian with marginals."""
+    alone = "skip.mean" in state
+    name = "skip." if alone else "skip.gaussian."
+    mean, eigenvalues, eigenvectors = (state[name + k] for k in ("mean", "eigenvalues", "eigenvectors"))
+    if alone:
+        return GaussianReference(mean, eigenvalues, eigenvectors, FADE)
+    marginals = Marginals(*(state[f"skip.marginals.{k}"] for k in ("means", "variances", "log_weights")))
+    return MarginalReference(GaussianReference(mean, eigenvalues, eigenvectors), marginals)
 
 
 def _doubles(values: list[float]) -> Tensor:

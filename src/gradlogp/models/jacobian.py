@@ -44,12 +44,6 @@ def linearise(
     return value, transposed_times
 
 
-def diagonal(value: Batch, transposed_times: Products) -> Batch:
-    """∂f_j/∂x_j of each row, like f(x), by one product with each unit vector."""
-    columns = [transposed_times(v).flatten(1)[:, j] for j, v in units(value)]
-    return torch.stack(columns, 1).reshape(value.shape)
-
-
 def matrix(value: Batch, transposed_times: Products) -> Tensor:
     """∇f of each row over the flattened event, ``(B, D, D)``: entry (j, k) is ∂f_j/∂x_k; D products."""
     return torch.stack([transposed_times(v).flatten(1) for _, v in units(value)], 1)

@@ -4,81 +4,105 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from gradlogp._shapes import Batch, InputError, per_row
+from gradlogp._shapes import Batch, InputError, Rows, event_size
 from gradlogp.kernels import GaussianForm, Kernel
 from gradlogp.models.base import ScoreModel, gaussian_form
-from gradlogp.models.jacobian import diagonal, linearise, matrix
+from gradlogp.models.jacobian import linearise, matrix
+
+_WORKSPACE = 2**24  # numbers of the matrices of a slice of rows
 
 
 @dataclass(frozen=True)
 class Posterior:
-    """Mean and variance of x given x_t, by a model.
+    """Mean and spread of the clean datum x given x_t, by a model.
 
     Attributes:
-        mean: E[x | x_t], ``(B, *event)``.
-        variance: Var[x_j | x_t] of each coordinate, like the mean, in the data's unit squared. That of a true score is
-            never negative; where a learnt one's is, the model is wrong there.
+        mean: E[x | x_t], ``(B, *event)``, in the data's unit.
+        std: standard deviation of each coordinate given x_t, like the mean.
+        removed: what was negative in the model's own covariance, as a share of the sum of its eigenvalues' sizes,
+            ``(B,)``: 0 for a true score.
     """
 
     mean: Batch
-    variance: Batch
-
-    @property
-    def std(self) -> Batch:
-        """Standard deviations, in the data's unit; NaN where the variance is negative, and so not known."""
-        return self.variance.sqrt()
+    std: Batch
+    removed: Rows
 
 
 def posterior(model: ScoreModel, x_t: Batch, kernel: Kernel) -> Posterior:
-    """E[x | x_t] and the variance of each coordinate, the diagonal of :func:`posterior_covariance`; memory B·D.
+    """E[x | x_t] and the standard deviation of each coordinate: :func:`posterior_covariance`, a few rows at a time.
 
     Args:
         model: any score model that autograd can follow.
-        x_t: noisy rows, ``(B, *event)``.
-        kernel: the noise in them, Gaussian; one level or one a row. D products with the Jacobian of the denoiser.
+        x_t: noisy rows, ``(B, *event)``, D coordinates. D products with the Jacobian of the denoiser, and the
+            eigenvalues of a D × D matrix a row.
+        kernel: the noise in them, Gaussian; one level or one a row.
 
     Raises:
         InputError: noise that is not Gaussian, alpha = 0, or a model that autograd cannot follow.
     """
-    form = _form(kernel, x_t)
-    if form.kind == "full":
-        mean, covariance = posterior_covariance(model, x_t, kernel)
-        return Posterior(mean, covariance.diagonal(dim1=1, dim2=2).reshape(x_t.shape))
-    mean, products = linearise(model.denoise, x_t, kernel, name=f"{type(model).__name__}.denoise")
-    k = per_row(form.covariance, x_t) if form.kind == "isotropic" else form.covariance.to(x_t).reshape(x_t.shape[1:])
-    return Posterior(mean.detach(), diagonal(mean, products) * k / per_row(form.alpha, x_t))
+    size = max(1, _WORKSPACE // event_size(tuple(x_t.shape[1:])) ** 2)
+    parts = [_of_rows(model, x_t[i], kernel.rows(i)) for i in torch.arange(len(x_t), device=x_t.device).split(size)]
+    return Posterior(*(torch.cat([getattr(p, name) for p in parts]) for name in ("mean", "std", "removed")))
 
 
-def posterior_covariance(model: ScoreModel, x_t: Batch, kernel: Kernel) -> tuple[Batch, Tensor]:
-    """E[x | x_t], like x_t, and Cov[x | x_t] over the flattened event, ``(B, D, D)``, in the data's unit squared.
+def posterior_covariance(model: ScoreModel, x_t: Batch, kernel: Kernel) -> tuple[Tensor, Rows]:
+    """Cov[x | x_t] over the flattened event, ``(B, D, D)``, in the data's unit squared, and what was removed from it.
 
         Cov[x | x_t] = (K + K ∇²log p_σ(x_t) K)/alpha² = ∇D(x_t) K/alpha,    D(x_t) = E[x | x_t],    noise N(·, K)
 
     which is sigma²(I + sigma²∇²log p_σ) for x + sigma·z. That of a true score is symmetric and positive semi-definite;
-    a free-form network's is made symmetric, (C + Cᵀ)/2, and may have eigenvalues below 0 where it is wrong.
+    a learnt one's need not be, and where little is left unknown its small eigenvalues are noise of either sign. What is
+    returned is the nearest covariance in Frobenius norm: symmetric part, eigenvalues below 0 set to 0 (Higham 1988,
+    theorem 2.1). The share removed says how far the model was from one.
 
     Args:
         model: any score model that autograd can follow.
         x_t: noisy rows, ``(B, *event)``.
         kernel: the noise in them, Gaussian; one level or one a row.
 
+    Returns:
+        The covariances, ``(B, D, D)``, and Σ|λ_i < 0|/Σ|λ_i| of each row, ``(B,)``.
+
     Raises:
         InputError: noise that is not Gaussian, alpha = 0, or a model that autograd cannot follow.
 
     Reference: Efron (2011), "Tweedie's formula and selection bias", equation 2.8; Miyasawa (1961) for the mean.
     """
+    return _nearest(_covariance(model, x_t, kernel)[1])
+
+
+def _of_rows(model: ScoreModel, x_t: Batch, kernel: Kernel) -> Posterior:
+    mean, c = _covariance(model, x_t, kernel)
+    c, removed = _nearest(c)
+    return Posterior(mean.detach(), c.diagonal(dim1=1, dim2=2).reshape(x_t.shape).clamp_min(0).sqrt(), removed)
+
+
+def _covariance(model: ScoreModel, x_t: Batch, kernel: Kernel) -> tuple[Tensor, Tensor]:
+    """The mean, and ∇D K/alpha made symmetric."""
     form = _form(kernel, x_t)
     mean, products = linearise(model.denoise, x_t, kernel, name=f"{type(model).__name__}.denoise")
-    j = matrix(mean, products)
-    if form.kind == "isotropic":
-        c = j * form.covariance.to(j).reshape(-1, 1, 1)
-    else:
-        k = form.covariance.to(j)
-        c = j * k.flatten() if form.kind == "diagonal" else j @ k
-    c = c / form.alpha.to(j).reshape(-1, 1, 1)
-    return mean.detach(), 0.5 * (c + c.mT)
+    j = matrix(mean, products).double()
+    c = _times(j, form) / form.alpha.to(j).reshape(-1, 1, 1)
+    return mean, 0.5 * (c + c.mT)
+
+
+def _times(j: Tensor, form: GaussianForm) -> Tensor:
+    """JK of each row."""
+    k = form.covariance.to(j)
+    if form.kind == "full":
+        return j @ k
+    return j * (k.flatten() if form.kind == "diagonal" else k.reshape(-1, 1, 1))
+
+
+def _nearest(c: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest positive semi-definite matrices, and the share of the eigenvalues' sizes that was negative."""
+    eigenvalues, vectors = torch.linalg.eigh(c)
+    negative = eigenvalues.clamp_max(0)
+    removed = -negative.sum(1) / eigenvalues.abs().sum(1).clamp_min(torch.finfo(c.dtype).tiny)
+    return c - (vectors * negative[:, None]) @ vectors.mT, removed
 
 
 def _form(kernel: Kernel, x_t: Batch) -> GaussianForm:
