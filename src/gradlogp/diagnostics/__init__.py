@@ -23,6 +23,14 @@ from gradlogp.diagnostics.memorisation import (
     nearest_neighbours,
 )
 from gradlogp.diagnostics.score_error import score_error
+from gradlogp.diagnostics.stein import (
+    GaussianRBF,
+    InverseMultiquadric,
+    SteinBase,
+    SteinTest,
+    stein_kernel,
+    stein_test,
+)
 
 __all__ = [
     "Z_THRESHOLD",
@@ -36,6 +44,8 @@ __all__ = [
     "Disagreement",
     "Equivalence",
     "Estimate",
+    "GaussianRBF",
+    "InverseMultiquadric",
     "LevelDifference",
     "LevelDisagreement",
     "LevelError",
@@ -45,6 +55,8 @@ __all__ = [
     "ScoreError",
     "SelfCheck",
     "SmallNetwork",
+    "SteinBase",
+    "SteinTest",
     "calibration",
     "compare",
     "curl",
@@ -56,4 +68,6 @@ __all__ = [
     "score_error",
     "self_check",
     "split_half",
+    "stein_kernel",
+    "stein_test",
 ]
