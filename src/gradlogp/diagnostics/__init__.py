@@ -24,6 +24,14 @@ from gradlogp.diagnostics.memorisation import (
     nearest_neighbours,
 )
 from gradlogp.diagnostics.score_error import score_error
+from gradlogp.diagnostics.stein import (
+    GaussianRBF,
+    InverseMultiquadric,
+    SteinBase,
+    SteinTest,
+    stein_kernel,
+    stein_test,
+)
 
 __all__ = [
     "Z_THRESHOLD",
@@ -38,6 +46,8 @@ __all__ = [
     "Disagreement",
     "Equivalence",
     "Estimate",
+    "GaussianRBF",
+    "InverseMultiquadric",
     "LevelDifference",
     "LevelDisagreement",
     "LevelError",
@@ -47,6 +57,8 @@ __all__ = [
     "ScoreError",
     "SelfCheck",
     "SmallNetwork",
+    "SteinBase",
+    "SteinTest",
     "calibration",
     "chain",
     "compare",
@@ -59,4 +71,6 @@ __all__ = [
     "score_error",
     "self_check",
     "split_half",
+    "stein_kernel",
+    "stein_test",
 ]
