@@ -49,6 +49,7 @@ def parser() -> _Parser:
     _add_maps(command)
     _add_logprob(command)
     _add_diagnose(command)
+    _add_chain(command)
     info = command("info", commands.info, "show what a saved model is", "gradlogp info model")
     info.add_argument("model", metavar="MODEL", help="a saved model")
     return whole
@@ -158,6 +159,19 @@ def _add_diagnose(command: _Command) -> None:
     made.add_argument("--out", metavar="FOLDER", help="folder for report.html and report.json (default: MODEL)")
     made.add_argument("--levels", type=_whole, metavar="N", help="noise levels (default: 12)")
     made.add_argument("--seed", type=_whole, metavar="N", help="another seed draws other noise (default: as fitted)")
+    _add_quiet(made)
+
+
+def _add_chain(command: _Command) -> None:
+    summary = "train a denoising auto-encoder, and show the objectives of score matching that it is in a chain with"
+    made = command("chain", commands.chain, summary, "gradlogp chain data.csv --sigma 0.5 --out chain")
+    made.add_argument("data", metavar="DATA", help=f"numbers, one row a datum: {FILES}")
+    made.add_argument("--sigma", type=_number, metavar="S", help="noise level (default: the data's scale)")
+    made.add_argument("--hidden", type=_whole, default=256, metavar="N", help="hidden units (default: 256)")
+    made.add_argument("--max-seconds", type=_number, default=60.0, metavar="S", help="time to train (default: 60)")
+    made.add_argument("--model", metavar="MODEL", help="a saved model to show in the place of an auto-encoder")
+    made.add_argument("--out", metavar="FOLDER", help="folder for losses.png and, of images, filters.png")
+    made.add_argument("--seed", type=_whole, default=0, metavar="N", help="seed of all draws (default: 0)")
     _add_quiet(made)
 
 

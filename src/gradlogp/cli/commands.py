@@ -132,6 +132,29 @@ def diagnose(args: argparse.Namespace) -> None:
     say(args, f"{audit}\nwrote {os.path.join(out, 'report.html')} and report.json")
 
 
+def chain(args: argparse.Namespace) -> None:
+    """J_DAE, J_DSM, J_ISM and J_ESM of an auto-encoder that is trained, or of a saved model, on a file's rows."""
+    from gradlogp.data import load_file
+    from gradlogp.estimators import MIN_ROWS
+    from gradlogp.reports import chain_of, check_pictures, learn_autoencoder, save_pictures
+
+    if args.model is not None:
+        print(chain_of(load(args.model), load_file(args.data), args.sigma, seed=args.seed))
+        return
+    if args.out is not None:
+        check_pictures(args.out)
+    table = load_file(args.data, min_rows=MIN_ROWS)
+    learnt = learn_autoencoder(
+        table, args.sigma, n_hidden=args.hidden, seconds=args.max_seconds, seed=args.seed, verbose=not args.quiet
+    )
+    last = learnt.history[-1]
+    level = f"σ = {learnt.sigma:.4g} {learnt.sigma_unit}"
+    say(args, f"auto-encoder of {args.hidden} hidden units, {level}: {last.step:,} steps in {last.seconds:.1f} s")
+    print(learnt.chain)
+    if args.out is not None:
+        say(args, f"wrote {', '.join(map(str, save_pictures(learnt, args.out)))}")
+
+
 def _map(args: argparse.Namespace, model: ScoreDensity, table: Table, function: Callable[..., Any], what: str) -> None:
     from gradlogp.data import check_output, read, save_file
 
