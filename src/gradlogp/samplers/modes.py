@@ -128,7 +128,7 @@ def modes(
     first = [_best(labels == m, ends.psi) for m in range(int(labels.max()) + 1)]
     at = torch.tensor(first, dtype=torch.long, device=x.device)
     counts = labels[converged].bincount(minlength=len(at))[: len(at)].double()
-    points, slope = ends.x[at].reshape(-1, *x.shape[1:]), ends.psi[at].double().norm(dim=1) * climb.sigma
+    points, slope = ends.x[at].reshape(-1, *x.shape[1:]), _norm(ends.psi[at]) * climb.sigma
     return Modes(
         points, counts / len(x), _binomial_error(counts, len(x)), labels, slope, _curvature(model, points, kernel),
         climb.sigma, climb.n_calls, climb.n_scores,
@@ -195,12 +195,12 @@ class _Climb:
 
     def _arrived(self, at: _Places) -> Tensor:
         """‖ψ‖σ <= rtol, and what rounding makes of it."""
-        rounding = _ROUNDING * torch.finfo(at.x.dtype).eps * at.x.double().norm(dim=1) / self.sigma
-        return at.psi.double().norm(dim=1) * self.sigma <= self.rtol + rounding
+        rounding = _ROUNDING * torch.finfo(at.x.dtype).eps * _norm(at.x) / self.sigma
+        return _norm(at.psi) * self.sigma <= self.rtol + rounding
 
     def _step(self, a: _Places) -> _Places:
         """The next place, where log p_σ has not fallen by the trapezoidal rule; else the same, with a shorter h."""
-        longest = (self.reach * self.sigma / a.psi.double().norm(dim=1)).clamp_min(self.unit)
+        longest = (self.reach * self.sigma / _norm(a.psi)).clamp_min(self.unit)
         h = torch.minimum(a.h, longest)
         y = a.x + h[:, None].to(a.x) * a.psi
         b = _Places(y, self._score(y), h)
@@ -218,6 +218,11 @@ class _Climb:
         """⟨Δx, −Δψ⟩/‖Δψ‖², at least σ², infinite where log p_σ is convex along the step."""
         h: Tensor = torch.where(bend > 0, bend / squared_norm(change.double()), math.inf)
         return h.clamp_min(self.unit)
+
+
+def _norm(v: Tensor) -> Rows:
+    """‖v‖ of each row, in float64."""
+    return squared_norm(v.double()).sqrt()
 
 
 def _linked(x: Tensor, distance: float) -> Tensor:
@@ -254,7 +259,7 @@ def _ordered(component: Tensor) -> Tensor:
 
 def _best(rows: Tensor, psi: Tensor) -> int:
     """The row, of those, with the smallest score."""
-    return int(torch.where(rows, psi.double().norm(dim=1), math.inf).argmin())
+    return int(torch.where(rows, _norm(psi), math.inf).argmin())
 
 
 def _binomial_error(counts: Tensor, n: int) -> Tensor:
@@ -271,7 +276,7 @@ def _curvature(model: ScoreModel, points: Batch, kernel: Kernel) -> Tensor:
         return torch.full((len(points),), math.nan, dtype=torch.float64, device=points.device)
     values, vectors = torch.linalg.eigh((jacobian + jacobian.mT) / 2)
     seen = _bend(model, points, vectors[:, :, -1], kernel)
-    rounding = _ROUNDING * torch.finfo(points.dtype).eps * points.flatten(1).double().norm(dim=1) / kernel.sigma
+    rounding = _ROUNDING * torch.finfo(points.dtype).eps * _norm(points) / kernel.sigma
     allowed = (_DOUBT + rounding / _APART) / kernel.sigma**2
     return torch.where((seen - values[:, -1]).abs() <= allowed, values[:, -1], math.nan)
 
