@@ -113,13 +113,17 @@ def test_a_wrong_gradient_is_not_seen_and_a_score_on_one_side_is(g):
     torch.testing.assert_close(wrong.value, 1.25 * (x**4 - y**4).sum(1))
     assert wrong.path.max() < 1e-9
 
-    def above(x_t, k):  # curl −2h above the line through 0 and (1, 0), none below: ψ₁ = h², h the height
-        h = x_t[:, 1].clamp_min(0)
-        return torch.stack([h**2, torch.zeros_like(h)], 1)
-
     zero, one = torch.zeros(8, 2, dtype=F64), torch.tensor([[1.0, 0.0]], dtype=F64).expand(8, 2)
-    found = log_density_difference(ScoreFunction(above), zero, one, Gaussian(1.0), bend=0.3, generator=g)
-    torch.testing.assert_close(found.path, torch.full((8,), 0.3**2 * 8 / 15, dtype=F64))  # ∫ (1.2 t(1 − t))² dt
+    for sign in (1, -1):
+
+        def above(
+            x_t, k, sign=sign
+        ):  # curl ∓2h above the line through 0 and (1, 0), none below: ψ₁ = ±h², h the height
+            h = x_t[:, 1].clamp_min(0)
+            return torch.stack([sign * h**2, torch.zeros_like(h)], 1)
+
+        found = log_density_difference(ScoreFunction(above), zero, one, Gaussian(1.0), bend=0.3, generator=g)
+        torch.testing.assert_close(found.path, torch.full((8,), 0.3**2 * 8 / 15, dtype=F64))  # ∫ (1.2 t(1 − t))² dt
 
 
 @pytest.mark.parametrize("d", [1, 2])
@@ -176,19 +180,19 @@ def test_no_difference_from_a_point_to_itself(d, g):
 
 
 def test_single_precision_ends_at_rounding(g):
-    """Atoms at σ = 0.01: slopes of 1e4 nats put 1e-4 out of reach; cutting comes to an end, and the error says it."""
-    oracle, kernel = GaussianMixture(torch.ones(3), 2 * torch.randn(3, 2, generator=g), 0.0), Gaussian(0.01)
+    """An atom at σ = 0.01: slopes of 1e4 nats put 1e-4 out of reach; cutting comes to an end, and the error says it."""
+    oracle, kernel = GaussianMixture(torch.ones(1), torch.tensor([[1.3, -0.7]]), 0.0), Gaussian(0.01)
 
     def score(x_t, k):
         assert x_t.dtype == torch.float32
         return oracle.score(x_t, k)
 
-    x, y = pairs(oracle, kernel, 100, g)
-    found = log_density_difference(ScoreFunction(score), x.float(), y.float(), kernel, max_nodes=10_000, generator=g)
-    off = (found.value - truth(oracle, x.float().double(), y.float().double(), kernel)).abs()
-    assert found.n_scores.max() < 30_000
-    far = (y - x).norm(dim=1) > 1
-    assert (found.quadrature[far] > 1e-4).all()
+    x, y = 2 * torch.randn(2, 100, 2, generator=g)
+    found = log_density_difference(ScoreFunction(score), x, y, kernel, generator=g)
+    off = (found.value - truth(oracle, x.double(), y.double(), kernel)).abs()
+    assert found.n_scores.max() < 1000
+    assert (found.quadrature > 1e-4).double().mean() > 0.9
+    assert off.max() > 1e-4
     assert (off <= found.error).double().mean() >= 0.95
     assert found.value.dtype == F64
 

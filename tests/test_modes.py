@@ -17,7 +17,7 @@ from gradlogp.models import GaussianReference, Preconditioned, ScoreFunction
 from gradlogp.networks import ResidualMLP
 from gradlogp.oracles import Empirical, GaussianMixture, Quadrature
 from gradlogp.samplers import modes
-from gradlogp.samplers.modes import _linked
+from gradlogp.samplers.modes import _linked, _ordered
 from gradlogp.training import NoiseLevels, Recipe, train
 
 F64 = torch.float64
@@ -198,6 +198,7 @@ def test_ascents_end_at_the_highest_point_seen_and_no_step_is_too_long(g):
             own = 0.15**2 * oracle.score(path[:-1], kernel).norm(dim=1)
             steps = (path[1:] - path[:-1]).norm(dim=1)
             assert (steps <= torch.maximum(own, torch.tensor(0.075)) * (1 + 1e-9)).all()
+            assert (steps >= own * (1 - 1e-9)).all()
     assert straight >= 3
 
 
@@ -226,6 +227,36 @@ def test_a_start_between_two_modes_is_told_from_them():
     assert found.curvature[1].item() == pytest.approx(-1 / v + 1.5**2 / v**2, rel=1e-6)
     assert "modes: 2 and 1 beside them that are no maxima, from 5 starts; 0 starts did not" in str(found)
     assert str(found).count("not a maximum") == 1
+
+
+def test_a_plateau_is_no_maximum_nor_is_what_rounding_makes_of_it(g):
+    flat = ScoreFunction(lambda x_t, k: (-x_t - 1).clamp_min(0) - (x_t - 1).clamp_min(0))
+    found = modes(flat, torch.tensor([[0.2], [0.21], [3.0], [-4.0]], dtype=F64), Gaussian(1.0), rtol=1e-3, merge=5.0)
+    assert found.labels.tolist() == [0, 0, 0, 0]
+    assert found.curvature.tolist() == [0.0]
+    assert found.is_maximum.tolist() == [False]
+
+
+def test_single_precision_arrives_where_rounding_lets_it(g):
+    """At σ = 0.02 and x about 3, ‖ψ‖σ is rounded by 1e-5: above rtol."""
+    means = torch.tensor([[3.0, 2.0], [-3.0, 2.0]])
+    oracle, kernel = GaussianMixture(torch.ones(2), means, 0.01), Gaussian(0.02)
+    x = kernel.sample(oracle.sample(60, generator=g), generator=g)
+    rounded = ScoreFunction(lambda x_t, k: oracle.score(x_t * (1 + 1e-7 * torch.randn(x_t.shape, generator=g)), k))
+    found = modes(rounded, x, kernel, n_steps=300)
+    assert x.dtype == found.points.dtype == torch.float32
+    assert (found.labels >= 0).all()
+    torch.testing.assert_close(
+        found.points, means[[0, 1]] if found.points[0, 0] > 0 else means[[1, 0]], atol=1e-3, rtol=0
+    )
+
+
+def test_merge_is_in_units_of_sigma_and_places_go_by_their_starts():
+    x = torch.linspace(-3, 2, 20, dtype=F64)[:, None]
+    apart = modes(oracle_of(CASES["line"]), x, Gaussian(0.3), merge=9.9)
+    assert (apart.points[0] - apart.points[1]).abs().item() == pytest.approx(3.0, abs=0.02)
+    assert len(modes(oracle_of(CASES["line"]), x, Gaussian(0.3), merge=10.1).points) == 1
+    assert _ordered(torch.tensor([0, 1, 1, 1, 2, 2])).tolist() == [2, 0, 0, 0, 1, 1]
 
 
 def test_any_event_shape_and_the_space_of_the_noisy_points(g):
