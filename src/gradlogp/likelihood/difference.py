@@ -97,8 +97,8 @@ def log_density_difference(
     Raises:
         InputError: batches that are not finite or not of one shape, scores that are not, numbers out of range.
 
-    Reference: Gander and Gautschi (2000), "Adaptive quadrature – revisited", section 4, for the pair of rules; Piessens
-    et al. (1983), "QUADPACK", section 2.2.4.1, for the estimate of the error.
+    Reference: Gander and Gautschi (2000), "Adaptive quadrature – revisited", for such pairs of rules (theirs have 4 and
+    7 nodes); Piessens et al. (1983), "QUADPACK", for the estimate of the error.
     """
     x, y = as_batch(x, "x").detach(), as_batch(y, "y").detach()
     if x.shape != y.shape or x.dtype != y.dtype:
