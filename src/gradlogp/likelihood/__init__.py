@@ -18,6 +18,7 @@ from gradlogp.likelihood.dequantise import (
     VariationalDequantisation,
     fit_dequantiser,
 )
+from gradlogp.likelihood.difference import LogDensityDifference, log_density_difference
 from gradlogp.likelihood.discrete import LogMass, MassBound, bits_per_dim, log_mass, mass_bound
 from gradlogp.likelihood.divergence_between import kl_divergence
 from gradlogp.likelihood.entropy import DenoisingLogProb, cross_entropy, denoising_log_prob, entropy
@@ -45,6 +46,7 @@ __all__ = [
     "ImportanceTimes",
     "IndependentGroups",
     "KLBound",
+    "LogDensityDifference",
     "LogMass",
     "LogProb",
     "MassBound",
@@ -60,6 +62,7 @@ __all__ = [
     "gap",
     "kl_bound",
     "kl_divergence",
+    "log_density_difference",
     "log_mass",
     "log_prob",
     "mass_bound",

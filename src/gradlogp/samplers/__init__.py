@@ -13,6 +13,7 @@ from gradlogp.samplers.frame import Frame
 from gradlogp.samplers.grids import Grid, given, karras, log_uniform, time_uniform
 from gradlogp.samplers.langevin import LangevinState, default_ladder, langevin, langevin_trajectory, log_ratio
 from gradlogp.samplers.loop import State, sample, trajectory
+from gradlogp.samplers.modes import Modes, modes
 from gradlogp.samplers.plans import calibrate, keep, kept_plans, plan_for
 from gradlogp.samplers.reference import ReferenceExact
 from gradlogp.samplers.runge_kutta import AdaptiveRungeKutta, DPMSolver2, Euler, Heun
@@ -48,6 +49,7 @@ __all__ = [
     "LangevinState",
     "LinearMultistep",
     "Memory",
+    "Modes",
     "Plan",
     "PredictorCorrector",
     "ReferenceExact",
@@ -68,6 +70,7 @@ __all__ = [
     "langevin_trajectory",
     "log_ratio",
     "log_uniform",
+    "modes",
     "plan_for",
     "sample",
     "time_uniform",
