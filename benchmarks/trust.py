@@ -1,4 +1,4 @@
-"""What can be trusted, measured: writes the table of the README. Run: python benchmarks/trust.py (about 1 minute)."""
+"""What can be trusted, measured: writes the table of the README. Run: python benchmarks/trust.py (about 2 minutes)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from common import table, write
 from scipy import integrate, stats
 from torch import distributions as td
+from trust_energies import relative, rows_of_energies
 
 from gradlogp import diagnostics, kernels, likelihood, models, networks, objectives, oracles, processes, samplers
 
@@ -17,11 +18,6 @@ README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- trust: made by benchmarks/trust.py -->", "<!-- /trust -->"
 
 Row = list[str]
-
-
-def relative(got: torch.Tensor, want: torch.Tensor) -> float:
-    """Largest difference, in units of the largest value."""
-    return ((got.double() - want).abs().max() / want.abs().max()).item()
 
 
 def mixture_rows() -> list[Row]:
@@ -281,7 +277,7 @@ def information_rows() -> list[Row]:
 
 def main() -> None:
     exact = mixture_rows() + quadrature_rows() + fisher_rows() + floor_rows()
-    rows = exact + objective_rows() + sampler_rows() + likelihood_rows() + self_check_rows()
+    rows = exact + objective_rows() + sampler_rows() + likelihood_rows() + rows_of_energies() + self_check_rows()
     body = table(["measured", "float64", "float32"], rows)
     write("trust", "What can be trusted", "python benchmarks/trust.py", body)
     text = README.read_text(encoding="utf-8")

@@ -72,6 +72,7 @@ def learn_autoencoder(
     sigma: float | None = None,
     *,
     n_hidden: int = 256,
+    standardize: bool | str = "auto",
     seconds: float = 60.0,
     seed: int = 0,
     verbose: bool = True,
@@ -85,6 +86,7 @@ def learn_autoencoder(
         X: rows, as :class:`gradlogp.ScoreDensity` takes them; columns of scales far apart are standardised.
         sigma: the corruption, in the data's unit or in standard deviations; None takes the data's scale.
         n_hidden: hidden units.
+        standardize: measure each column in its own standard deviation: True, False or "auto".
         seconds: time to train, at most; it ends earlier when held-out rows gain no more.
         seed: of every draw.
         verbose: show a progress bar on a terminal.
@@ -95,7 +97,7 @@ def learn_autoencoder(
     limit, n_hidden = as_level(seconds, "seconds").item(), as_count(n_hidden, "n_hidden")
     table, g = read(X, min_rows=MIN_ROWS), torch.Generator().manual_seed(seed)
     grid = detect_grid(table.values)
-    units = Units.of_data(table.values, "auto", grid)
+    units = Units.of_data(table.values, standardize, grid)
     z = units.to_model(table.values)
     z = z[torch.randperm(len(z), generator=g)]
     n = min(max(2, round(HELD_OUT * len(z))), MOST_HELD_OUT)
@@ -158,7 +160,7 @@ def _in_data_units(model: DenoisingAutoencoder, sigma: float) -> FromDenoiser:
 
 
 def _trained(
-    model: DenoisingAutoencoder, x: Batch, held_out: Batch, seconds: float, g: torch.Generator, verbose: bool
+    model: DenoisingAutoencoder, x: Batch, held_out: Tensor, seconds: float, g: torch.Generator, verbose: bool
 ) -> list[Record]:
     recipe = Recipe(
         n_steps=10**9, batch_size=_BATCH, learning_rate=_RATE, weight_decay=0.0, clip=math.inf, evaluate_every=_LOOK,
