@@ -119,7 +119,7 @@ def test_the_score_is_there_where_gradients_are_off_and_double_backward_where_th
     torch.testing.assert_close(off, on.detach(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(inside.clone(), off, rtol=0, atol=0)
     # the loss's gradient in a weight, against a central difference
-    weight = m.network.body.first.weight
+    weight = m.network.first.weight
 
     def loss():
         return objectives.DenoisingScoreMatching()(m, x, k, torch.Generator().manual_seed(0)).mean()

@@ -71,8 +71,13 @@ def equivalence(
     if kernel.alpha.ndim or kernel.sigma.ndim:
         raise InputError(f"kernel: got {kernel!r}, want one level for all rows")
     x = oracle.sample(n, generator=generator)
-    fisher = half_fisher_of(kernel, x).item()
-    terms: list[Objective] = [ExplicitScoreMatching(oracle), DenoisingScoreMatching(), constant_of(oracle, fisher)]
+    fisher = half_fisher_of(kernel, x)
+
+    def c(model: ScoreModel, x: Batch, kernel: Kernel, generator: torch.Generator | None = None) -> Tensor:  # noqa: ARG001
+        x_t = kernel.sample(x, generator=generator)
+        return 0.5 * squared_norm(oracle.score(x_t, kernel)).double() - fisher.to(x_t.device)
+
+    terms: list[Objective] = [ExplicitScoreMatching(oracle), DenoisingScoreMatching(), c]
     esm, dsm, constant = on_the_same_draws(terms, model, x, kernel, generator)
     error = math.hypot(half_fisher_error(kernel, x), rounding_of(x, dsm))
     return Equivalence(
@@ -166,16 +171,6 @@ def on_the_same_draws(
             with torch.no_grad():
                 out.append(term(model, x[rows], kernel.rows(rows), generator=g).double())
     return [torch.cat(p) for p in parts]
-
-
-def constant_of(oracle: ScoreModel, half_fisher: float) -> Objective:
-    """½‖∇log p_σ(x_t)‖² − ½I(q) of each draw, whose mean is C, whatever the model."""
-
-    def c(model: ScoreModel, x: Batch, kernel: Kernel, generator: torch.Generator | None = None) -> Tensor:  # noqa: ARG001
-        x_t = kernel.sample(x, generator=generator)
-        return 0.5 * squared_norm(oracle.score(x_t, kernel)).double() - half_fisher
-
-    return c
 
 
 def half_fisher_of(kernel: Kernel, x: Batch) -> Level:
