@@ -182,7 +182,7 @@ def test_learnt_log_density_ratios_are_near_the_exact_ones(learnt, sigma, g):
     with torch.no_grad():
         difference = (learnt.unnormalised_log_prob(x_t, k) - oracle.log_prob(x_t, k))[bulk]
     assert (difference - difference.mean()).square().mean().sqrt().item() < 0.12
-    line = samplers.log_ratio(learnt, x_t[:50], x_t[50:100], k, nodes=24)
+    line = samplers.log_ratio(learnt, x_t[:50], x_t[50:100], k, nodes=64)
     energies = learnt.energy(x_t[:50], k) - learnt.energy(x_t[50:100], k)
     torch.testing.assert_close(line.float(), energies.detach(), rtol=2e-3, atol=2e-3)
 
