@@ -71,13 +71,15 @@ def posterior_covariance(model: ScoreModel, x_t: Batch, kernel: Kernel) -> tuple
 
     Reference: Efron (2011), "Tweedie's formula and selection bias", equation 2.8; Miyasawa (1961) for the mean.
     """
-    return _nearest(_covariance(model, x_t, kernel)[1])
+    c, removed = _nearest(_covariance(model, x_t, kernel)[1])
+    return c.to(x_t.dtype), removed.to(x_t.dtype)
 
 
 def _of_rows(model: ScoreModel, x_t: Batch, kernel: Kernel) -> Posterior:
     mean, c = _covariance(model, x_t, kernel)
     c, removed = _nearest(c)
-    return Posterior(mean.detach(), c.diagonal(dim1=1, dim2=2).reshape(x_t.shape).clamp_min(0).sqrt(), removed)
+    std = c.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt().reshape(x_t.shape)
+    return Posterior(mean.detach(), std.to(x_t.dtype), removed.to(x_t.dtype))
 
 
 def _covariance(model: ScoreModel, x_t: Batch, kernel: Kernel) -> tuple[Tensor, Tensor]:
