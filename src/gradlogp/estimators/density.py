@@ -33,6 +33,7 @@ from gradlogp.training.weights import Weight
 
 MIN_ROWS = 10
 ROWS_AT_A_TIME = 4096
+FEW_ROWS_AT_A_TIME = 64  # where a row takes long
 CHECK_DRAWS = 1024  # of the self-check before training; a broken loss is tens of standard errors off
 
 
@@ -216,10 +217,10 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
                 bar.update(record.progress - bar.n)
                 yield record
 
-    def _bar(self, what: str, total: float | int, bar_format: str | None = None) -> Any:
-        """A progress bar on a terminal; a fit's stays there."""
-        hidden = None if self.verbose else True
-        return tqdm(total=total, desc=what, bar_format=bar_format, disable=hidden, leave=what == "fit")
+    def _bar(self, what: str, total: float | int, bar_format: str | None = None, *, hidden: bool = False) -> Any:
+        """A progress bar on a terminal, unless it is hidden; a fit's stays there."""
+        off = None if self.verbose and not hidden else True
+        return tqdm(total=total, desc=what, bar_format=bar_format, disable=off, leave=what == "fit")
 
     def _set_fitted(
         self,
@@ -328,7 +329,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         if not return_std:
             return mean
         return mean, self._apply(
-            X, sigma, lambda model, z, kernel: posterior(model, z, kernel).std, lambda v: u.scale * v
+            X, sigma, lambda model, z, kernel: posterior(model, z, kernel).std, lambda v: u.scale * v, "spread"
         )
 
     def unnormalised_log_prob(self, X: Any, sigma: Any) -> Array:
@@ -365,20 +366,33 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         sigma: Any,
         f: Callable[[ScoreModel, Tensor, Kernel], Tensor],
         back: Callable[[Array], Array],
+        bar: str | None = None,
     ) -> Any:
-        """back(f(model, rows in model units, kernel)) for all rows, of the kind of X, floating."""
+        """back(f(model, rows in model units, kernel)) for all rows, of the kind of X, floating; with a bar if slow."""
         model = self._fitted()
         table = self.schema_.check(X)
         level = self._level(sigma, len(table.values))
         z, parts = self.units_.to_model(table.values), []
-        for rows in _slices(len(z)):
-            at = level if level.ndim == 0 else level[rows]
-            with torch.no_grad(), _threads(self.n_jobs):
-                inside = f(model, z[rows], Gaussian(at.clamp(max=self.levels_.sigma_max)))
-                outside = f(model.skip, z[rows], Gaussian(at))
-            above = (at > self.levels_.sigma_max).reshape(-1, *(1,) * (z.ndim - 1))
-            parts.append(torch.where(above, outside, inside).double().numpy())
+        with self._bar(bar or "", len(z), hidden=bar is None) as progress:
+            for rows in _slices(len(z), ROWS_AT_A_TIME if bar is None else FEW_ROWS_AT_A_TIME):
+                at = level if level.ndim == 0 else level[rows]
+                with torch.no_grad(), _threads(self.n_jobs):
+                    parts.append(self._inside_and_above(f, model, z[rows], at))
+                progress.update(len(rows))
         return self.schema_.restore(back(np.concatenate(parts)), like=X, floating=True)
+
+    def _inside_and_above(
+        self, f: Callable[[ScoreModel, Tensor, Kernel], Tensor], model: OnReference, z: Tensor, at: Tensor
+    ) -> Array:
+        """f of the model; above the largest level trained, of its closed form."""
+        high = self.levels_.sigma_max
+        above = (at > high).reshape(-1, *(1,) * (z.ndim - 1))
+        if bool(above.all()):
+            return f(model.skip, z, Gaussian(at)).double().numpy()
+        inside = f(model, z, Gaussian(at.clamp(max=high)))
+        if bool(above.any()):
+            inside = torch.where(above, f(model.skip, z, Gaussian(at)), inside)
+        return inside.double().numpy()
 
     def _level(self, sigma: Any, n: int) -> Tensor:
         low = self.levels_.sigma_min
@@ -566,8 +580,8 @@ def _threads(n: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _slices(n: int) -> Iterator[range]:
-    return (range(start, min(start + ROWS_AT_A_TIME, n)) for start in range(0, n, ROWS_AT_A_TIME))
+def _slices(n: int, size: int = ROWS_AT_A_TIME) -> Iterator[range]:
+    return (range(start, min(start + size, n)) for start in range(0, n, size))
 
 
 def _checked(model: OnReference, rows: Batch, generator: torch.Generator) -> SelfCheck:
