@@ -46,11 +46,6 @@ def images(path: Path | None) -> dict[str, np.ndarray]:
     return {"x_train": x[1000:], "y_train": y[1000:], "x_test": x[:1000], "y_test": y[:1000]}
 
 
-def codes(learnt: LearntAutoencoder, x: np.ndarray) -> np.ndarray:
-    with torch.no_grad():
-        return learnt.model.hidden(learnt.units.to_model(x) / learnt.sigma).numpy()
-
-
 def accuracy(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> float:
     """Of logistic regression, its penalty and whether columns are standardised chosen by 3-fold cross-validation."""
     steps = Pipeline([("scale", StandardScaler()), ("regress", LogisticRegression(max_iter=2000))])
@@ -63,12 +58,12 @@ def accuracy(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarra
 def classified(learnt: LearntAutoencoder, data: dict[str, np.ndarray]) -> list[Estimate]:
     """Accuracy with so many labels: from pixels, from the code, the difference, over random choices of the labels."""
     pairs, rng = [], np.random.default_rng(SEED)
-    test = codes(learnt, data["x_test"])
+    test = learnt.hidden(data["x_test"])
     for _ in range(N_SPLITS):
         some = rng.choice(len(data["x_train"]), N_LABELS, replace=False)
         x, y = data["x_train"][some], data["y_train"][some]
         pixels = accuracy(x, y, data["x_test"], data["y_test"])
-        pairs.append((pixels, accuracy(codes(learnt, x), y, test, data["y_test"])))
+        pairs.append((pixels, accuracy(learnt.hidden(x), y, test, data["y_test"])))
         print(f"accuracy {pairs[-1][0]:.4f} from pixels, {pairs[-1][1]:.4f} from the code", flush=True)
     p, c = torch.tensor(pairs, dtype=torch.float64).T
     return [Estimate.mean_of(v) for v in (p, c, c - p)]
@@ -104,7 +99,9 @@ def main() -> None:
     data = images(parser.parse_args().data)
     torch.set_num_threads(1)
     start = time.perf_counter()
-    learnt = learn_autoencoder(data["x_train"], SIGMA, n_hidden=HIDDEN, standardize=False, seconds=SECONDS, seed=SEED)
+    learnt = learn_autoencoder(
+        data["x_train"], SIGMA, n_hidden=HIDDEN, standardize=False, max_seconds=SECONDS, seed=SEED
+    )
     seconds = time.perf_counter() - start
     write_picture(draw_filters(learnt.model, (28, 28)), PICTURE)
     before = untrained(learnt.units.to_model(data["x_train"]))

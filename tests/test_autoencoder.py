@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,7 +13,18 @@ from scipy import special
 from sklearn.linear_model import LinearRegression
 from torch.nn import functional as F
 
-from gradlogp import InputError, diagnostics, kernels, models, objectives, oracles, samplers, training
+from gradlogp import (
+    InputError,
+    ScoreDensity,
+    diagnostics,
+    kernels,
+    likelihood,
+    models,
+    objectives,
+    oracles,
+    samplers,
+    training,
+)
 from gradlogp.kernels import Gaussian
 from gradlogp.models import DenoisingAutoencoder, from_denoiser
 from gradlogp.objectives import CrossEntropy, DenoisingScoreMatching, ReconstructionError
@@ -225,6 +237,23 @@ def test_initial_weights_reconstruct_the_mean():
         assert m.conservative == tied
 
 
+def test_second_derivatives_of_the_energy_are_there_far_out():
+    m = DenoisingAutoencoder(torch.ones(1, 1, dtype=F64), torch.zeros(1, dtype=F64), torch.zeros(1, dtype=F64), 1.0)
+    for at in (-800.0, 0.0, 800.0):
+        x = torch.tensor([[at]], dtype=F64)
+        (h,) = torch.autograd.functional.hessian(lambda v: m.energy(v).sum(), x).flatten().tolist()
+        p = special.expit(at)
+        assert h == pytest.approx(1 - p * (1 - p), abs=1e-12)
+
+
+def test_the_level_is_part_of_the_state():
+    m, other = drawn(sigma=0.4), drawn(sigma=2.0, seed=8)
+    other.load_state_dict(m.state_dict())
+    torch.testing.assert_close(other.score(rows(4, 3)), m.score(rows(4, 3)))
+    assert "sigma=0.4" in repr(other)
+    torch.testing.assert_close(m(rows(4, 3)), m.reconstruct(rows(4, 3)))
+
+
 BAD = [
     ({"sigma": 0.0}, "sigma: got 0, want a finite number > 0"),
     ({"sigma": -1.0}, "sigma: got -1"),
@@ -314,8 +343,67 @@ def test_answers_that_do_not_fit_are_refused():
         from_denoiser(lambda v: v, 0.5).denoise(x, Gaussian(0.7))
     with pytest.raises(InputError, match="sigma: got 0"):
         from_denoiser(lambda v: v, 0.0)
+    with pytest.raises(InputError, match=r"want \(x̃, σ\) -> x̂, or a sigma for a function of x̃ alone"):
+        from_denoiser(lambda v: v)
+    with pytest.raises(InputError, match="want x̃ -> x̂ at the one sigma"):
+        from_denoiser(lambda v, s: v, 0.3)
+    with pytest.raises(InputError, match=r"want one of all levels; at one level samplers\.langevin"):
+        samplers.sample(from_denoiser(lambda v: v, 0.5), 10, sigma_max=2.0, sigma_min=0.1, event_shape=(2,))
     with pytest.raises(InputError, match="needs a Gaussian kernel"):
         from_denoiser(lambda v, s: v).denoise(x, kernels.Additive(torch.distributions.Laplace(0.0, 1.0)))
+
+
+def test_one_column_as_scikit_learn_has_it():
+    x = rows(50, 1)
+    m = from_denoiser(LinearRegression().fit(x.numpy(), 0.5 * x[:, 0].numpy()).predict, 0.5, arrays=True)
+    torch.testing.assert_close(m.denoise(x, Gaussian(0.5)), 0.5 * x)
+
+
+def test_modes_of_a_function_of_arrays(g):
+    oracle = mixture()
+    f = from_denoiser(lambda v: oracle.denoise(torch.from_numpy(v), Gaussian(0.7)).numpy(), 0.7, arrays=True)
+    x = oracle.sample(50, generator=g)
+    found, exact = samplers.modes(f, x, Gaussian(0.7)), samplers.modes(oracle, x, Gaussian(0.7))
+    torch.testing.assert_close(found.points, exact.points, rtol=1e-5, atol=1e-5)
+    assert found.curvature.isnan().all()
+    assert "curvature not known" in str(found)
+
+
+def test_what_has_nothing_to_train_and_what_is_no_model_is_refused(as_a_user):
+    x, k = rows(40, 3), Gaussian(0.5)
+    fixed, est = from_denoiser(lambda v: v, 0.5), ScoreDensity()
+    with pytest.raises(InputError, match="no parameter to train"):
+        next(training.train(fixed, x, x, levels=OneLevel(0.5)))
+    with pytest.raises(InputError, match=r"levels: got 0\.5"):
+        next(training.train(drawn(), x, x, levels=0.5))
+    with pytest.raises(InputError, match="held_out: got event shape"):
+        next(training.train(drawn(), x, x[:, :2], levels=OneLevel(0.5)))
+    for call in (
+        lambda: diagnostics.chain(est, x, k),
+        lambda: diagnostics.stein_test(est, x, k),
+        lambda: diagnostics.curl(est, x, k),
+        lambda: samplers.modes(est, x, k),
+        lambda: samplers.langevin(est, x, [k]),
+        lambda: likelihood.log_density_difference(est, x, x, k),
+        lambda: models.posterior(est, x, k),
+        lambda: next(training.train(est, x, x, levels=OneLevel(0.5))),
+    ):
+        with pytest.raises(InputError, match=r"got ScoreDensity, want a score model, such as est\.model_"):
+            call()
+    for call in (
+        lambda: models.posterior(mixture(), x, 0.5),
+        lambda: likelihood.log_density_difference(mixture(), x, x, 0.5),
+        lambda: fixed.score(x, 0.5),
+        lambda: diagnostics.stein_test(mixture(), x, 0.5),
+    ):
+        with pytest.raises(InputError, match=r"got 0\.5, want a kernel"):
+            call()
+    with pytest.raises(InputError, match="ndarray"):
+        models.posterior(mixture(), x.numpy(), k)
+    with pytest.raises(InputError, match="NaN"):
+        models.posterior(mixture(), x * math.nan, k)
+    with pytest.raises(InputError, match=r"x: got torch\.float32, want torch\.float64"):
+        drawn().score(x.float())
 
 
 def test_a_convolutional_denoiser_trained_elsewhere_is_a_model(g):
@@ -354,16 +442,40 @@ def test_the_chain_holds_for_every_model_on_any_rows(model, g):
     assert "holds" in str(found)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "link"),
-    [
-        (lambda m: models.ScoreFunction(lambda x, k: m.score(x, k) + 0 * x), None),
-        (lambda m: _WrongDenoiser(m), "dae"),
-    ],
-)
-def test_a_model_whose_denoiser_is_not_its_score_breaks_the_chain(wrong, link, g):
-    found = diagnostics.chain(wrong(drawn()), rows(50, 3), Gaussian(0.4), generator=g)
-    assert (found.dae_residual > 1e-6) == (link == "dae")
+def test_a_model_whose_denoiser_is_not_its_score_breaks_the_chain(g):
+    found = diagnostics.chain(_WrongDenoiser(drawn()), rows(50, 3), Gaussian(0.4), generator=g)
+    assert found.dae_residual > 0.01
+    assert not found.holds
+    assert "FAILS" in str(found)
+
+
+def test_each_residual_alone_can_break_the_chain(g):
+    found = diagnostics.chain(drawn(), rows(50, 3), Gaussian(0.4), generator=g)
+    assert found.holds
+    off = diagnostics.Estimate(5.0, 1.0)
+    for change in ({"ism_residual": off}, {"esm_residual": off}, {"dae_residual": 1e-3}):
+        assert not replace(found, **change).holds
+    line = str(replace(found, esm_residual=diagnostics.Estimate(-0.25, 0.125))).splitlines()[4]
+    assert "J_ESM" in line
+    assert "off by -0.25 ± 0.1 (z = -2.00)" in line
+    assert f"the Parzen density of these {50:,} rows" in str(found)
+
+
+def test_rows_that_are_few_draws_of_a_known_law_do_not_alarm():
+    """Repeats of a row are no new draws of the law: the residual's z over seeds is that of a standard normal."""
+    oracle = oracles.GaussianMixture(torch.ones(1), torch.zeros(1, 2, dtype=F64), 1.0)
+    wrong, z = models.ScoreFunction(lambda x, k: -3 * x), []
+    for seed in range(40):
+        x, g = rows(30, 2, seed=seed), torch.Generator().manual_seed(1000 + seed)
+        z.append(diagnostics.chain(wrong, x, Gaussian(2.0), oracle=oracle, generator=g).esm_residual.z)
+    assert abs(np.mean(z)) < 4.5 * np.std(z) / math.sqrt(40)
+    assert 0.6 < np.std(z) < 1.7
+
+
+def test_where_each_draw_shows_its_row_it_is_said(g):
+    found = diagnostics.chain(drawn(sigma=1e-3), rows(50, 3), Gaussian(1e-3), generator=g)
+    assert "C is all but 0" in str(found)
+    assert found.constant.value == pytest.approx(0, abs=1e-3)
 
 
 class _WrongDenoiser(models.ScoreModel):

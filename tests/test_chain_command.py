@@ -13,7 +13,7 @@ from gradlogp import InputError, ScoreDensity, oracles
 from gradlogp.cli import main
 from gradlogp.kernels import Gaussian
 from gradlogp.models import DenoisingAutoencoder
-from gradlogp.reports import chain_of, draw_filters, learn_autoencoder, save_pictures
+from gradlogp.reports import chain_of, draw_filters, learn_autoencoder, load_autoencoder, save_autoencoder
 
 SIGMA = 3.0
 
@@ -25,7 +25,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def learnt(digits):
-    return learn_autoencoder(digits, SIGMA, n_hidden=24, seconds=3.0, verbose=False)
+    return learn_autoencoder(digits, SIGMA, n_hidden=24, max_seconds=3.0, verbose=False)
 
 
 def test_it_learns_and_the_chain_is_in_the_datas_unit(learnt, digits):
@@ -45,6 +45,24 @@ def test_it_learns_and_the_chain_is_in_the_datas_unit(learnt, digits):
     assert learnt.history[-1].held_out < 0.8 * learnt.history[0].held_out
 
 
+def test_codes_and_reconstructions_are_of_the_datas_rows(learnt, digits):
+    z = (torch.from_numpy(digits[:4]) - torch.from_numpy(digits.mean(0))).float() / SIGMA
+    with torch.no_grad():
+        np.testing.assert_allclose(learnt.hidden(digits[:4]), learnt.model.hidden(z), rtol=1e-4, atol=1e-6)
+        back = SIGMA * learnt.model.reconstruct(z).numpy() + digits.mean(0)
+    np.testing.assert_allclose(learnt.reconstruct(digits[:4]), back, rtol=1e-4, atol=1e-4)
+
+
+def test_it_is_read_again(learnt, digits, tmp_path):
+    save_autoencoder(learnt, tmp_path / "out")
+    again = load_autoencoder(tmp_path / "out")
+    z = learnt.units.to_model(digits[:4]) / SIGMA
+    torch.testing.assert_close(again.score(z), learnt.model.score(z))
+    (tmp_path / "out" / "autoencoder.safetensors").write_bytes(b"no")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_autoencoder(tmp_path / "out")
+
+
 def test_its_constant_is_that_of_the_training_rows(learnt):
     assert learnt.chain.constant.value <= 0
     assert learnt.chain.half_fisher == pytest.approx(64 / (2 * SIGMA**2))
@@ -60,7 +78,7 @@ def test_as_a_model_of_the_datas_units(learnt, digits):
 
 def test_columns_of_scales_far_apart_are_standardised():
     x = np.random.default_rng(0).normal(size=(80, 2)) * [1.0, 1000.0]
-    learnt = learn_autoencoder(x, n_hidden=3, seconds=0.3, verbose=False)
+    learnt = learn_autoencoder(x, n_hidden=3, max_seconds=0.3, verbose=False)
     assert learnt.sigma_unit == "in standard deviations of each column"
     assert learnt.sigma == pytest.approx(1, rel=0.2)
     assert learnt.chain.kernel.sigma.item() == learnt.sigma
@@ -81,10 +99,14 @@ def test_filters_are_the_rows_of_w_as_images():
 
 def test_pictures_go_into_a_folder_of_their_own(learnt, tmp_path):
     for _ in range(2):
-        assert [p.name for p in save_pictures(learnt, tmp_path / "out")] == ["losses.png", "filters.png"]
+        assert [p.name for p in save_autoencoder(learnt, tmp_path / "out")] == [
+            "autoencoder.safetensors",
+            "losses.png",
+            "filters.png",
+        ]
     (tmp_path / "out" / "mine.txt").write_text("keep")
     with pytest.raises(InputError, match=r"holds 'mine\.txt', want a new folder"):
-        save_pictures(learnt, tmp_path / "out")
+        save_autoencoder(learnt, tmp_path / "out")
 
 
 def test_the_command_shows_the_chain(tmp_path, capsys):
@@ -103,7 +125,8 @@ def test_the_command_shows_the_chain(tmp_path, capsys):
     [
         (["--sigma", "0"], ["--sigma", "got 0"]),
         (["--hidden", "0"], ["--hidden", "got 0", "want at least 1"]),
-        (["--max-seconds", "-1"], ["seconds", "got -1"]),
+        (["--max-seconds", "-1"], ["--max-seconds", "got -1"]),
+        (["--model", "m", "--hidden", "3"], ["--model", "want them for an auto-encoder only"]),
         (["--out", "missing/deep"], ["does not exist"]),
     ],
 )

@@ -135,6 +135,31 @@ def test_the_score_is_there_where_gradients_are_off_and_double_backward_where_th
     assert slope_[2, 1].item() == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-6)
 
 
+class Product(nn.Module):
+    """A potential that saves its level for the backward pass."""
+
+    def forward(self, z, c):
+        return (z.flatten(1) ** 4).sum(1) * c
+
+
+def test_inference_mode_with_a_potential_that_keeps_its_level():
+    m, x = EnergyModel(Product(), GaussianReference.of_data(rows(50, 3))), rows(4, 3)
+    for k in (Gaussian(0.5), Gaussian(torch.full((4,), 0.5, dtype=F64))):
+        with torch.inference_mode():
+            inside = m.score(x.clone(), k)
+        torch.testing.assert_close(inside.clone(), m.score(x, k).detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_the_gaussians_energy_keeps_its_digits_beside_null_directions():
+    """Columns u and 2u of size 1000 in float32, noise of 0.5: against float64, by which it is right."""
+    u = 1000 * rows(4000, 1)
+    x = torch.cat([u, 2 * u], 1)
+    y = (x[:500] + 0.5 * rows(500, 2, seed=3)).float()
+    fine, coarse = GaussianReference.of_data(x), GaussianReference.of_data(x.float())
+    off = coarse.energy(y, Gaussian(0.5)).double() - fine.energy(y.double(), Gaussian(0.5))
+    assert off.abs().max().item() < 2e-3
+
+
 def test_dropout_and_frozen_weights_do_not_matter(g):
     """As the running average of the weights has them: no parameter wants a gradient, the score is still there."""
     m = EnergyModel(random_potential(dropout=0.5), GaussianReference.of_data(rows(50, 3))).eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -114,6 +115,33 @@ def test_without_the_metropolis_test_the_variance_is_that_of_the_discretised_cha
         assert max(abs(z) for z in z_of_moments(end.x, 1.5, want, 3.0)) < 4.5
         assert end.step_size == pytest.approx(0.6)
         assert (end.acceptance == 1.0) != adjusted
+
+
+def test_shifted_noise_shifts_the_law_and_where_chains_may_go(g):
+    """N(2, 4) with N(10, 0.25) on top is N(12, 4.25): from data and from a count, for a score without its density."""
+    reference = GaussianReference.of_moments(torch.tensor([2.0], dtype=F64), torch.tensor([[4.0]], dtype=F64))
+    kernel = Additive(td.Normal(torch.tensor(10.0, dtype=F64), torch.tensor(0.5, dtype=F64)))
+    start = 12 + math.sqrt(4.25) * torch.randn(3000, 1, generator=g, dtype=F64)
+    x = langevin(reference, start, [kernel], 40, max_step=10.0, generator=g)
+    assert max(abs(z) for z in z_of_moments(x[:, 0], 12.0, 4.25, 3.0)) < 5
+    wide = Additive(td.Normal(torch.tensor(10.0, dtype=F64), torch.tensor(4.0, dtype=F64)))
+    x = langevin(reference, 3000, [wide, kernel], 80, max_step=10.0, generator=g)
+    assert max(abs(z) for z in z_of_moments(x[:, 0], 12.0, 4.25, 3.0)) < 5
+
+
+def test_chains_stay_within_the_stated_distance_of_the_mean():
+    """√tr(C) + 3√λ_max(C) from alpha·μ + shift: of rank one in three dimensions, under noise of three variances."""
+    v = torch.tensor([[0.6], [0.8], [0.0]], dtype=F64)
+    reference = GaussianReference(torch.tensor([1.0, 0.0, -1.0], dtype=F64), torch.tensor([4.0], dtype=F64), v)
+    shift, std = torch.tensor([0.0, 2.0, 0.0], dtype=F64), torch.tensor([0.5, 1.0, 1.5], dtype=F64)
+    for kernel, trace, top, mean in (
+        (Gaussian(0.5, alpha=0.5), 1.0 + 3 * 0.25, 1.25, 0.5 * reference.mean),
+        (Additive(td.Normal(shift, std)), 4.0 + 3.5, 4.0 + 2.25, reference.mean + shift),
+    ):
+        radius = math.sqrt(trace) + 3 * math.sqrt(top)
+        level = sys.modules["gradlogp.samplers.langevin"]._Level(reference, kernel, 5, "here")
+        at = torch.stack([mean + s * radius * torch.tensor([0.0, 0.6, 0.8], dtype=F64) for s in (0.999, -0.999, 1.001)])
+        assert level.outside(at).tolist() == [False, False, True]
 
 
 @pytest.mark.parametrize("nodes", [2, 3, 4, 6])

@@ -371,3 +371,13 @@ def test_bad_input_is_refused(change, as_a_user):
     given = {"model": ScoreFunction(lambda x, k: -x), "x": torch.zeros(2, 1), "kernel": Gaussian(0.1)} | change
     with pytest.raises(InputError, match=r"^[^\n]*: (got|row|its score)[^\n]*want[^\n]*$"):
         modes(**given)
+
+
+def test_digits_far_from_zero_do_not_make_modes_of_their_own():
+    """N(1000, 0.1²) in float32 under noise of 0.01: one mode, to what float32 can tell at 1000."""
+    reference = GaussianReference(torch.tensor([1000.0]), torch.tensor([0.01]), torch.ones(1, 1))
+    x = 1000 + 0.1 * torch.randn(200, 1, generator=torch.Generator().manual_seed(0))
+    found = modes(reference, x, Gaussian(0.01))
+    assert len(found.points) == 1
+    assert abs(found.points.item() - 1000) < 2e-3
+    assert bool((found.labels == 0).all())

@@ -83,6 +83,9 @@ def test_what_is_no_covariance_becomes_the_nearest_one():
     w, v = np.linalg.eigh(symmetric)
     np.testing.assert_allclose(c[0].numpy(), v @ np.diag(np.maximum(w, 0)) @ v.T, atol=1e-14)
     assert removed[1].item() == pytest.approx(-w[w < 0].sum() / np.abs(w).sum())
+    found = posterior(from_denoiser(lambda v: v @ j.T, 0.5), rows(2, 3), Gaussian(0.5))
+    np.testing.assert_allclose(found.std[0].numpy(), np.sqrt(np.diag(v @ np.diag(np.maximum(w, 0)) @ v.T)), atol=1e-14)
+    assert "removed" in repr(found)
 
 
 def test_the_band_covers_the_clean_datum_of_exact_models_as_often_as_it_says(g):

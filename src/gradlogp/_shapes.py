@@ -25,7 +25,7 @@ class InputError(ValueError):
 
 def per_row(level: Level, x: Batch) -> Tensor:
     """Shape a level, scalar or ``(B,)``, so that it multiplies a batch ``(B, *event)``, in the batch's dtype."""
-    level = level.to(x)
+    level = level.to(require_batch(x, "x_t"))
     if level.ndim == 0:
         return level
     if level.shape != x.shape[:1]:

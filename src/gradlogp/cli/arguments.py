@@ -142,6 +142,12 @@ def _add_logprob(command: _Command) -> None:
     made.add_argument("--out", required=True, metavar="FILE", help=f"file to write: {FILES}")
     made.add_argument("--atol", type=_number, metavar="A", help="numerical error wanted, in nats (default: 0.0003)")
     made.add_argument(
+        "--unnormalised",
+        type=_number,
+        metavar="S",
+        help="log p_σ at this noise level but for a constant (of a model fitted with --energy)",
+    )
+    made.add_argument(
         "--outliers",
         action="store_true",
         help="add a column: 1 for an outlier (of a model fitted with --contamination)",
@@ -167,10 +173,10 @@ def _add_chain(command: _Command) -> None:
     made = command("chain", commands.chain, summary, "gradlogp chain data.csv --sigma 0.5 --out chain")
     made.add_argument("data", metavar="DATA", help=f"numbers, one row a datum: {FILES}")
     made.add_argument("--sigma", type=_number, metavar="S", help="noise level (default: the data's scale)")
-    made.add_argument("--hidden", type=_whole, default=256, metavar="N", help="hidden units (default: 256)")
-    made.add_argument("--max-seconds", type=_number, default=60.0, metavar="S", help="time to train (default: 60)")
+    made.add_argument("--hidden", type=_whole, metavar="N", help="hidden units (default: 256)")
+    made.add_argument("--max-seconds", type=_number, metavar="S", help="time to train (default: 60)")
     made.add_argument("--model", metavar="MODEL", help="a saved model to show in the place of an auto-encoder")
-    made.add_argument("--out", metavar="FOLDER", help="folder for losses.png and, of images, filters.png")
+    made.add_argument("--out", metavar="FOLDER", help="folder for the auto-encoder and its pictures")
     made.add_argument("--seed", type=_whole, default=0, metavar="N", help="seed of all draws (default: 0)")
     _add_quiet(made)
 

@@ -8,8 +8,21 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from gradlogp.cli.mistakes import OPTIONS
-from gradlogp.cli.words import apart, columns, load, load_rows, measured, next_command, print_table, say, told, width
+from gradlogp.cli.mistakes import OPTIONS, UsageError
+from gradlogp.cli.words import (
+    apart,
+    columns,
+    kind,
+    load,
+    load_rows,
+    measured,
+    next_command,
+    print_table,
+    say,
+    told,
+    unit,
+    width,
+)
 
 if TYPE_CHECKING:
     from gradlogp.data import Table
@@ -100,6 +113,9 @@ def logprob(args: argparse.Namespace) -> None:
     from gradlogp.likelihood import Exact
 
     model, table = load(args.model), load_rows(args)
+    if args.unnormalised is not None:
+        _unnormalised(args, model, table)
+        return
     model.set_params(verbose=not args.quiet, **({} if args.device is None else {"device": args.device}))
     names = ("log_prob", "error", "outlier")[: 2 + args.outliers]
     schema = table.schema.of_columns(names)
@@ -115,6 +131,19 @@ def logprob(args: argparse.Namespace) -> None:
     say(args, f"{mean}; numerical error at most {found.error.max().item():.1g}")
     if offset is not None:
         say(args, f"outliers, below {offset:.4g}: {int(columns[2].sum()):,}")
+
+
+def _unnormalised(args: argparse.Namespace, model: ScoreDensity, table: Table) -> None:
+    from gradlogp.data import check_output, save_file
+
+    if args.outliers or args.atol is not None:
+        raise UsageError("--unnormalised: got --outliers or --atol too, want them for normalised log-densities only")
+    schema = table.schema.of_columns(("unnormalised_log_prob",))
+    check_output(args.out, schema)
+    values = model.unnormalised_log_prob(table, args.unnormalised)
+    save_file(args.out, values[:, None], schema)
+    what = f"log p_σ at σ = {args.unnormalised:g}, but for a constant, of {len(values):,} rows in nats"
+    say(args, f"wrote {what} to {args.out}")
 
 
 def diagnose(args: argparse.Namespace) -> None:
@@ -136,23 +165,25 @@ def chain(args: argparse.Namespace) -> None:
     """J_DAE, J_DSM, J_ISM and J_ESM of an auto-encoder that is trained, or of a saved model, on a file's rows."""
     from gradlogp.data import load_file
     from gradlogp.estimators import MIN_ROWS
-    from gradlogp.reports import chain_of, check_pictures, learn_autoencoder, save_pictures
+    from gradlogp.reports import chain_of, check_output, learn_autoencoder, save_autoencoder
 
+    own = {"n_hidden": args.hidden, "max_seconds": args.max_seconds}
+    own = {k: v for k, v in own.items() if v is not None}
     if args.model is not None:
-        print(chain_of(load(args.model), load_file(args.data), args.sigma, seed=args.seed))
+        if own or args.out is not None:
+            raise UsageError("--model: got --hidden, --max-seconds or --out too, want them for an auto-encoder only")
+        model = load(args.model)
+        say(args, f"{args.model}: σ {unit(model)}")
+        print(chain_of(model, load_file(args.data), args.sigma, seed=args.seed))
         return
     if args.out is not None:
-        check_pictures(args.out)
+        check_output(args.out)
     table = load_file(args.data, min_rows=MIN_ROWS)
-    learnt = learn_autoencoder(
-        table, args.sigma, n_hidden=args.hidden, seconds=args.max_seconds, seed=args.seed, verbose=not args.quiet
-    )
-    last = learnt.history[-1]
-    level = f"σ = {learnt.sigma:.4g} {learnt.sigma_unit}"
-    say(args, f"auto-encoder of {args.hidden} hidden units, {level}: {last.step:,} steps in {last.seconds:.1f} s")
+    learnt = learn_autoencoder(table, args.sigma, **own, seed=args.seed, verbose=not args.quiet)
+    say(args, repr(learnt))
     print(learnt.chain)
     if args.out is not None:
-        say(args, f"wrote {', '.join(map(str, save_pictures(learnt, args.out)))}")
+        say(args, f"wrote {', '.join(map(str, save_autoencoder(learnt, args.out)))}")
 
 
 def _map(args: argparse.Namespace, model: ScoreDensity, table: Table, function: Callable[..., Any], what: str) -> None:
@@ -177,6 +208,6 @@ def info(args: argparse.Namespace) -> None:
             ("format", f"{FORMAT}, version {FORMAT_VERSION}"),
             *columns(model),
             *measured(model),
-            ("network", f"{size:,} parameters, width {network['width']}, depth {network['depth']}"),
+            ("network", f"{size:,} parameters, width {network['width']}, depth {network['depth']}{kind(model)}"),
         ]
     )

@@ -49,6 +49,6 @@ def _in_words_of_the_command(message: str) -> str:
     options = {parameter: option for option, parameter in OPTIONS.items()}
     options |= {"sampling_steps": "--steps", "n": "-n", "sigma": "--sigma", "seconds": "--seconds"}
     options |= {"n_levels": "--levels", "X_test": "DATA", "X_train": "--train"}
-    options |= {"n_hidden": "--hidden"}
+    options |= {"n_hidden": "--hidden", "unnormalised_log_prob": "--unnormalised"}
     names, separator, rest = message.partition(": ")
     return ", ".join(options.get(name, name) for name in names.split(", ")) + separator + rest

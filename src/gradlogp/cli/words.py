@@ -70,7 +70,7 @@ def print_table(rows: Iterable[tuple[str, str]]) -> None:
 def measured(model: ScoreDensity) -> Iterator[tuple[str, str]]:
     """Lines on the noise range, the training and the checks."""
     levels, history = model.levels_, model.history_
-    yield "noise levels", f"{levels.sigma_min:.4g} to {levels.sigma_max:.4g}, {_unit(model)}"
+    yield "noise levels", f"{levels.sigma_min:.4g} to {levels.sigma_max:.4g}, {unit(model)}"
     if history:
         from gradlogp.training import kept
 
@@ -82,6 +82,8 @@ def measured(model: ScoreDensity) -> Iterator[tuple[str, str]]:
         yield "held-out loss", loss
         left = f"at most {best.left:.4f} ± {best.left_stderr:.1g} of it (upper bound on the weighted score error)"
         yield "left to learn", f"{left}; no model gets below {best.floor:.4f} ± {best.floor_stderr:.1g}"
+    if model.energy:
+        yield "energy", "the score is a gradient; gradlogp logprob --unnormalised has its potential"
     yield "score error", _score_error(model)
     yield "self-check", str(model.self_check_).removeprefix("self-check ")
 
@@ -95,10 +97,16 @@ def _score_error(model: ScoreDensity) -> str:
     return "not measured in fit: see gradlogp diagnose" if n is None else f"too few held-out rows ({n}) to measure"
 
 
-def _unit(model: ScoreDensity) -> str:
+def unit(model: ScoreDensity) -> str:
+    """What σ is counted in."""
     if (model.noise_scale_ == 1).all():
         return "in the columns' shared unit"
     return "in standard deviations of each column"
+
+
+def kind(model: ScoreDensity) -> str:
+    """What to say of a model that is an energy."""
+    return ", an energy" if model.energy else ""
 
 
 def width(model: ScoreDensity) -> str:

@@ -71,9 +71,7 @@ def score_at(model: ScoreModel, x_t: Batch, kernel: Kernel) -> Batch:
     Raises:
         InputError: a score that is not finite or not of the shape of x_t.
     """
-    if not callable(getattr(model, "score", None)):
-        got = type(model).__name__
-        raise InputError(f"model: got {got}, want a score model; for a fitted estimator use its diagnose")
+    models.require_model(model)
     psi = model.score(x_t, kernel)
     if psi.shape != x_t.shape:
         raise InputError(f"model: its score has shape {tuple(psi.shape)}, want that of x_t, {tuple(x_t.shape)}")

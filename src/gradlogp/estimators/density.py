@@ -306,6 +306,26 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         units = self._units()
         return self._apply(X, sigma, lambda model, z, kernel: model.score(z, kernel), lambda v: v / units.scale)
 
+    def to_model(self, X: Any) -> Tensor:
+        """Rows as :attr:`model_` takes them, (x − mean)/``noise_scale_``, ``(n, *event)``, float32, on the processor.
+
+        For all that takes a model: ``samplers.modes(est.model_, est.to_model(X), kernels.Gaussian(0.5))``.
+
+        Raises:
+            InputError: rows that do not fit.
+        """
+        self._fitted()
+        return self.units_.to_model(self.schema_.check(X).values)
+
+    def from_model(self, z: Tensor) -> Any:
+        """Rows of the model's as data of the kind that was fitted, not put on the columns' grid: the other way.
+
+        Raises:
+            InputError: rows of another shape.
+        """
+        self._fitted()
+        return self.schema_.restore(self.units_.from_model(z.detach().cpu()), floating=True)
+
     def denoise(self, X: Any, sigma: Any = None, *, return_std: bool = False) -> Any:
         """E[x | x_σ = X]: the mean of the clean rows that, with noise of level sigma added, give X.
 
@@ -314,7 +334,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             sigma: the level of their noise or one a row; None takes the smallest trained.
             return_std: give the standard deviation of the clean value in each cell as well, in the column's unit, by
                 the second-order formula of Tweedie, made a covariance: :func:`gradlogp.models.posterior`. One product
-                with the Jacobian a column.
+                with the Jacobian a column and the eigenvalues of a D × D matrix a row, for D columns.
 
         Returns:
             Rows like X, or two such: the means and their standard deviations.
@@ -349,16 +369,21 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
                 smallest trained.
         """
         model = self._fitted()
+        if sigma is None:
+            raise InputError("sigma: got None, want a noise level, not far below the distance of the rows compared")
         if not isinstance(model, EnergyModel):
             raise InputError("unnormalised_log_prob: got a free-form model, want one fitted with energy=True")
         values = self.schema_.check(X).values
         level, z = self._level(sigma, len(values)), self.units_.to_model(values)
-        parts = []
-        for rows in _slices(len(z)):
-            at = level if level.ndim == 0 else level[rows]
-            with torch.no_grad(), _threads(self.n_jobs):
-                parts.append(-model.energy(z[rows], Gaussian(at)).double().numpy())
-        return np.concatenate(parts)
+
+        def f(model: ScoreModel, z: Tensor, kernel: Kernel) -> Tensor:
+            values = model.unnormalised_log_prob(z, kernel)
+            assert values is not None  # an energy's, or its Gaussian's
+            return values
+
+        return np.concatenate(
+            [self._inside_and_above(f, model, z[rows], _at(level, rows)) for rows in _slices(len(z), ROWS_AT_A_TIME)]
+        )
 
     def _apply(
         self,
@@ -375,9 +400,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         z, parts = self.units_.to_model(table.values), []
         with self._bar(bar or "", len(z), hidden=bar is None) as progress:
             for rows in _slices(len(z), ROWS_AT_A_TIME if bar is None else FEW_ROWS_AT_A_TIME):
-                at = level if level.ndim == 0 else level[rows]
-                with torch.no_grad(), _threads(self.n_jobs):
-                    parts.append(self._inside_and_above(f, model, z[rows], at))
+                parts.append(self._inside_and_above(f, model, z[rows], _at(level, rows)))
                 progress.update(len(rows))
         return self.schema_.restore(back(np.concatenate(parts)), like=X, floating=True)
 
@@ -386,13 +409,15 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
     ) -> Array:
         """f of the model; above the largest level trained, of its closed form."""
         high = self.levels_.sigma_max
-        above = (at > high).reshape(-1, *(1,) * (z.ndim - 1))
-        if bool(above.all()):
-            return f(model.skip, z, Gaussian(at)).double().numpy()
-        inside = f(model, z, Gaussian(at.clamp(max=high)))
-        if bool(above.any()):
-            inside = torch.where(above, f(model.skip, z, Gaussian(at)), inside)
-        return inside.double().numpy()
+        above = at > high
+        with torch.no_grad(), _threads(self.n_jobs):
+            if bool(above.all()):
+                return f(model.skip, z, Gaussian(at)).double().numpy()
+            out = f(model, z, Gaussian(at.clamp(max=high)))
+            if bool(above.any()):
+                above = above.reshape(-1, *(1,) * (out.ndim - 1))
+                out = torch.where(above, f(model.skip, z, Gaussian(at)), out)
+        return out.double().numpy()
 
     def _level(self, sigma: Any, n: int) -> Tensor:
         low = self.levels_.sigma_min
@@ -578,6 +603,11 @@ def _threads(n: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _at(level: Tensor, rows: range) -> Tensor:
+    """The level of some rows."""
+    return level if level.ndim == 0 else level[rows]
 
 
 def _slices(n: int, size: int = ROWS_AT_A_TIME) -> Iterator[range]:

@@ -29,8 +29,17 @@ class GaussianForm:
     kind: str
 
 
+def require_kernel(kernel: object) -> None:
+    """Check that a kernel is one, not its level."""
+    if not isinstance(kernel, Kernel):
+        raise InputError(
+            f"kernel: got {' '.join(repr(kernel).split())[:80]}, want a kernel, e.g. kernels.Gaussian(0.5)"
+        )
+
+
 def require_levels(kernel: Kernel, x: Batch) -> None:
     """Check that a kernel's levels are scalars, or as many as there are rows."""
+    require_kernel(kernel)
     per_row(kernel.alpha, x)
     per_row(kernel.sigma, x)
 

@@ -14,7 +14,7 @@ from gradlogp.likelihood.bound_gaussian import Normal
 from gradlogp.likelihood.bound_method import N_REPLICATES, BoundMethod
 from gradlogp.likelihood.bound_sampling import AT_CLEAN, Levels, Sampler
 from gradlogp.likelihood.times import ImportanceTimes
-from gradlogp.models import Reference, ScoreModel, event_of, require_gaussian
+from gradlogp.models import Reference, ScoreModel, event_of, require_gaussian, require_model
 from gradlogp.processes import Process
 from gradlogp.processes.base import Time
 
@@ -162,11 +162,9 @@ def _checked(model: ScoreModel, x: Batch, method: object) -> tuple[Batch, BoundM
     return x if known is None else same_event(x, known), method
 
 
-def require_score_model(model: object, what: str) -> None:
+def require_score_model(model: ScoreModel, what: str) -> None:
     """Refuse what is not a score model, and one that was trained under other than Gaussian noise."""
-    if not isinstance(model, ScoreModel):
-        want = "a score model, such as est.model_ of a fitted ScoreDensity, or models.ScoreFunction(function)"
-        raise InputError(f"model: got {type(model).__name__}, want {want}")
+    require_model(model)
     require_gaussian(model, what)
 
 

@@ -14,7 +14,7 @@ from gradlogp._shapes import Batch, InputError, Rows, as_batch, as_count, as_lev
 from gradlogp.diagnostics.ladder import score_at
 from gradlogp.kernels import Kernel
 from gradlogp.kernels.base import require_levels
-from gradlogp.models import ScoreModel
+from gradlogp.models import ScoreModel, require_model
 from gradlogp.oracles.base import chunks
 
 NODES = 15  # of a piece: Lobatto's 8 and Kronrod's 7
@@ -100,6 +100,7 @@ def log_density_difference(
     Reference: Gander and Gautschi (2000), "Adaptive quadrature – revisited", for such pairs of rules (theirs have 4 and
     7 nodes); Piessens et al. (1983), "QUADPACK", for the estimate of the error.
     """
+    require_model(model)
     x, y = as_batch(x, "x").detach(), as_batch(y, "y").detach()
     if x.shape != y.shape or x.dtype != y.dtype:
         got = f"{tuple(x.shape)} {x.dtype} and {tuple(y.shape)} {y.dtype}"

@@ -16,6 +16,7 @@ from gradlogp.models.base import (
     gaussian_form,
     isotropic,
     require_gaussian,
+    require_model,
     score_from_denoised,
     tweedie,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "posterior",
     "posterior_covariance",
     "require_gaussian",
+    "require_model",
     "score_from_denoised",
     "tweedie",
 ]

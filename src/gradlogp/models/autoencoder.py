@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 from gradlogp._shapes import (
     Batch,
@@ -50,6 +51,8 @@ class DenoisingAutoencoder(Denoiser):
     Reference: Vincent (2011), "A connection between score matching and denoising autoencoders", sections 3 and 4.
     """
 
+    level: Tensor
+
     def __init__(
         self,
         W: Tensor,
@@ -62,7 +65,7 @@ class DenoisingAutoencoder(Denoiser):
     ) -> None:
         super().__init__()
         d = _check(W, b, c, decoder)
-        self.sigma = as_level(float(sigma), "sigma").item()
+        self.register_buffer("level", torch.tensor(as_level(sigma, "sigma").item(), dtype=torch.float64))
         self.levels = self.sigma, self.sigma
         self.W, self.b, self.c = (nn.Parameter(v.detach().clone()) for v in (W, b, c))
         self.decoder = None if decoder is None else nn.Parameter(decoder.detach().clone())
@@ -109,6 +112,20 @@ class DenoisingAutoencoder(Denoiser):
             mean = x.mean(0)
             c = mean - (torch.sigmoid(mean.flatten() @ W.T) @ (W if decoder is None else decoder.T)).reshape(mean.shape)
         return cls(W, x.new_zeros(n_hidden), c, sigma, decoder=decoder, output=output)
+
+    @property
+    def sigma(self) -> float:
+        """σ, the corruption's standard deviation; part of the state."""
+        return self.level.item()
+
+    def extra_repr(self) -> str:
+        """Sizes, corruption, and what it is not."""
+        kind = "" if self.conservative else ", no energy"
+        return f"hidden={len(self.W)}, event_shape={self.event_shape}, sigma={self.sigma:g}{kind}"
+
+    def forward(self, x: Batch) -> Batch:
+        """The reconstruction."""
+        return self.reconstruct(x)
 
     @property
     def conservative(self) -> bool:
@@ -164,6 +181,8 @@ class DenoisingAutoencoder(Denoiser):
 
     def _before(self, x: Batch) -> Tensor:
         flat = same_event(x, self.event_shape).flatten(1)
+        if flat.dtype != self.W.dtype:
+            raise InputError(f"x: got {flat.dtype}, want {self.W.dtype}, the auto-encoder's own")
         return flat @ self.W.T + self.b
 
     def _clean(self, x_t: Batch, kernel: Kernel | None) -> Batch:
@@ -176,7 +195,7 @@ class DenoisingAutoencoder(Denoiser):
 
 def softplus(u: Tensor) -> Tensor:
     """log(1 + e^u), whose derivative is sigmoid(u) to the last digit: torch's own is u above 20."""
-    return torch.logaddexp(u, torch.zeros_like(u))
+    return -logsigmoid(-u)
 
 
 def _check(W: Tensor, b: Tensor, c: Tensor, decoder: Tensor | None) -> int:

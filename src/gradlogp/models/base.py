@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gradlogp._shapes import Batch, InputError, Level, Rows, per_row
 from gradlogp.kernels import GaussianForm, Kernel
+from gradlogp.kernels.base import require_kernel
 
 if TYPE_CHECKING:
     from gradlogp.models.gaussian import GaussianReference
@@ -128,6 +129,17 @@ def isotropic(kernel: Kernel, event_shape: tuple[int, ...]) -> bool:
     return not bool((form.shift != 0).any()) and bool((form.alpha == 1).all())
 
 
+def require_model(model: object) -> None:
+    """Refuse what is not a score model, an estimator for one.
+
+    Raises:
+        InputError: something else.
+    """
+    if not isinstance(model, ScoreModel):
+        want = "a score model, such as est.model_ of a fitted ScoreDensity, or models.ScoreFunction(function)"
+        raise InputError(f"model: got {type(model).__name__}, want {want}")
+
+
 def require_gaussian(model: ScoreModel, what: str) -> None:
     """Refuse a model that was trained with other noise than Gaussian, for what is right for Gaussian noise only.
 
@@ -148,6 +160,7 @@ def require_gaussian(model: ScoreModel, what: str) -> None:
 
 def gaussian_form(kernel: Kernel, x_t: Batch, what: str) -> GaussianForm:
     """The kernel's Gaussian form, or an error that names what needs it."""
+    require_kernel(kernel)
     form = kernel.gaussian_form(tuple(x_t.shape[1:]))
     if form is None:
         raise InputError(f"{what}: needs a Gaussian kernel, got {kernel!r}")

@@ -59,7 +59,7 @@ class EnergyModel(OnReference):
 
     def learnt(self, z: Batch, c_noise: Rows) -> Batch:
         """F = ∇_z G, with its graph where gradients are on."""
-        return gradient(lambda u: self._potential(u, c_noise), z)
+        return gradient(self._potential, z, c_noise)
 
     @property
     def _gaussian(self) -> GaussianReference:
@@ -73,8 +73,8 @@ class EnergyModel(OnReference):
         return g
 
 
-def gradient(f: Callable[[Tensor], Tensor], x: Batch) -> Batch:
-    """∇f of each row, f: ``(B, *event) -> (B,)`` row by row; itself differentiable where gradients are on.
+def gradient(f: Callable[[Tensor, Tensor], Tensor], x: Batch, c: Rows) -> Batch:
+    """∇f(x, c) of each row in x, f: ``(B, *event), (B,) -> (B,)`` row by row; differentiable where gradients are on.
 
     Works where gradients are off, and in inference mode, too.
 
@@ -83,9 +83,9 @@ def gradient(f: Callable[[Tensor], Tensor], x: Batch) -> Batch:
     """
     again = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.enable_grad():
-        inside = x.clone() if x.is_inference() else x
+        inside, c = (v.clone() if v.is_inference() else v for v in (x, c))
         at = inside if again and inside.requires_grad else inside.detach().requires_grad_()
-        value = f(at)
+        value = f(at, c)
         if not value.requires_grad:
             raise InputError("energy: got no gradient in x, want a function that autograd can follow")
         (slope,) = torch.autograd.grad(value.sum(), at, create_graph=again, materialize_grads=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradlogp._shapes import Batch, InputError, as_level, per_row
 from gradlogp.kernels import Kernel
@@ -24,7 +25,7 @@ def from_denoiser(
     arrays: bool = False,
     reference: GaussianReference | None = None,
 ) -> FromDenoiser:
-    """A trained denoiser or auto-encoder as a score model, so that all that takes a model takes it.
+    """A trained denoiser or auto-encoder as a score model.
 
         ψ(x̃) = (f(x̃) − x̃)/σ²,    f(x̃) ≈ E[x | x̃],    x̃ = x + σz
 
@@ -37,7 +38,8 @@ def from_denoiser(
             ``(B, *event)``. A ``torch.nn.Module`` is registered, so that its parameters are the model's.
         sigma: the level that f was trained at, in the data's unit; None for an f that is told the level.
         arrays: f takes and gives numpy arrays, such as ``MLPRegressor.predict``; no gradient then passes through, so
-            what needs ∇ψ (curl, implicit score matching, log-densities) refuses it.
+            what needs ∇ψ refuses it: curl, calibration, implicit score matching (and so the self-check and the chain),
+            posteriors, normalised log-densities.
         reference: the Gaussian with the data's moments, for samplers, which then know the data's shape and scale.
 
     Raises:
@@ -65,8 +67,9 @@ class FromDenoiser(Denoiser):
         super().__init__()
         if not callable(f):
             raise InputError(f"f: got {type(f).__name__}, want a function from noisy to clean rows")
+        _require_arguments(f, 1 if sigma is not None else 2)
         self.f, self.arrays = f, arrays
-        self.sigma = None if sigma is None else as_level(float(sigma), "sigma").item()
+        self.sigma = None if sigma is None else as_level(sigma, "sigma").item()
         self.levels = None if self.sigma is None else (self.sigma, self.sigma)
         self._reference = reference
 
@@ -95,6 +98,8 @@ class FromDenoiser(Denoiser):
         out = self.f(*given)
         if self.arrays and isinstance(out, np.ndarray):
             out = torch.from_numpy(np.ascontiguousarray(out)).to(like)
+            if out.shape == like.shape[:1] and like.shape[1:] == (1,):  # as scikit-learn has one column
+                out = out[:, None]
         if not isinstance(out, Tensor):
             hint = ", or arrays=True for a function of numpy arrays" if isinstance(out, np.ndarray) else ""
             raise InputError(f"denoiser: f gave a {type(out).__name__}, want a tensor like its input{hint}")
@@ -103,6 +108,17 @@ class FromDenoiser(Denoiser):
         if torch.is_grad_enabled() and like.requires_grad and not out.requires_grad:
             raise InputError("denoiser: got no gradient in x_t, want an f that autograd can follow")
         return out
+
+
+def _require_arguments(f: Callable[..., Any], n: int) -> None:
+    """Refuse a function that cannot be called with so many arguments, as far as it says."""
+    try:
+        inspect.signature(f.forward if isinstance(f, nn.Module) else f).bind(*[None] * n)
+    except ValueError:  # of a function that has no signature to show
+        return
+    except TypeError as e:
+        want = "(x̃, σ) -> x̂, or a sigma for a function of x̃ alone" if n == 2 else "x̃ -> x̂ at the one sigma"
+        raise InputError(f"f: {e}, want {want}") from None
 
 
 def require_level(kernel: Kernel, sigma: float, x_t: Batch, what: str) -> None:

@@ -129,8 +129,17 @@ class GaussianReference(Reference):
         return out.reshape(x_t.shape)
 
     def energy(self, x_t: Batch, kernel: Kernel) -> Rows:
-        """E = −½⟨ψ(x_t), x_t − alpha·μ − shift⟩, ψ = −∇E: −log of the Gaussian's density less a constant, ``(B,)``."""
-        return -0.5 * dot(self.score(x_t, kernel), self.centred(x_t, kernel))
+        """E = ½ Σ_i h_i y_i² + ½‖r − VVᵀr‖²/sigma², y = Vᵀr, ψ = −∇E: −log of the Gaussian's density + constant."""
+        form = kernel.gaussian_form(self.event_shape)
+        if form is not None and form.kind != "isotropic":
+            return -0.5 * dot(self.score(x_t, kernel), self.centred(x_t, kernel))
+        r = self.centred(x_t, kernel).flatten(1)
+        y = r @ self.eigenvectors
+        alpha, sigma = columns(kernel, x_t)
+        quadratic: Tensor = (y**2 * self._precision(alpha, sigma)).sum(1)
+        if self.eigenvalues.numel() < self.mean.numel():
+            quadratic = quadratic + ((r - y @ self.eigenvectors.T) / sigma).square().sum(1)
+        return 0.5 * quadratic
 
     def unnormalised_log_prob(self, x_t: Batch, kernel: Kernel) -> Rows:
         """−E."""

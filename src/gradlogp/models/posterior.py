@@ -7,15 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Batch, InputError, Rows, event_size
+from gradlogp._shapes import Batch, InputError, Rows, as_batch, event_size
 from gradlogp.kernels import GaussianForm, Kernel
-from gradlogp.models.base import ScoreModel, gaussian_form
+from gradlogp.kernels.base import require_levels
+from gradlogp.models.base import ScoreModel, gaussian_form, require_model
 from gradlogp.models.jacobian import linearise, matrix
 
 _WORKSPACE = 2**24  # numbers of the matrices of a slice of rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Posterior:
     """Mean and spread of the clean datum x given x_t, by a model.
 
@@ -30,6 +31,11 @@ class Posterior:
     std: Batch
     removed: Rows
 
+    def __repr__(self) -> str:
+        std = self.std.flatten()
+        spread = f"std {std.min().item():.3g} to {std.max().item():.3g}, median {std.median().item():.3g}"
+        return f"Posterior of {len(self.mean)} rows: {spread}; removed {self.removed.max().item():.1%} at most"
+
 
 def posterior(model: ScoreModel, x_t: Batch, kernel: Kernel) -> Posterior:
     """E[x | x_t] and the standard deviation of each coordinate: :func:`posterior_covariance`, a few rows at a time.
@@ -43,6 +49,9 @@ def posterior(model: ScoreModel, x_t: Batch, kernel: Kernel) -> Posterior:
     Raises:
         InputError: noise that is not Gaussian, alpha = 0, or a model that autograd cannot follow.
     """
+    require_model(model)
+    x_t = as_batch(x_t, "x_t")
+    require_levels(kernel, x_t)
     size = max(1, _WORKSPACE // event_size(tuple(x_t.shape[1:])) ** 2)
     parts = [_of_rows(model, x_t[i], kernel.rows(i)) for i in torch.arange(len(x_t), device=x_t.device).split(size)]
     return Posterior(*(torch.cat([getattr(p, name) for p in parts]) for name in ("mean", "std", "removed")))
@@ -71,6 +80,8 @@ def posterior_covariance(model: ScoreModel, x_t: Batch, kernel: Kernel) -> tuple
 
     Reference: Efron (2011), "Tweedie's formula and selection bias", equation 2.8; Miyasawa (1961) for the mean.
     """
+    require_model(model)
+    x_t = as_batch(x_t, "x_t")
     c, removed = _nearest(_covariance(model, x_t, kernel)[1])
     return c.to(x_t.dtype), removed.to(x_t.dtype)
 

@@ -3,22 +3,24 @@
 from gradlogp.reports.autoencoder import (
     LearntAutoencoder,
     chain_of,
-    check_pictures,
+    check_output,
     draw_filters,
     draw_losses,
     learn_autoencoder,
-    save_pictures,
+    load_autoencoder,
+    save_autoencoder,
 )
 from gradlogp.reports.demonstration import demo, headline
 
 __all__ = [
     "LearntAutoencoder",
     "chain_of",
-    "check_pictures",
+    "check_output",
     "demo",
     "draw_filters",
     "draw_losses",
     "headline",
     "learn_autoencoder",
-    "save_pictures",
+    "load_autoencoder",
+    "save_autoencoder",
 ]

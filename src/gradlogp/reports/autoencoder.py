@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -30,16 +33,16 @@ from gradlogp.training.weights import Plain
 HELD_OUT = 0.1  # share of the rows that stop the training
 MOST_HELD_OUT = 2000
 SHOWN = 100  # filters
-LOSSES, FILTERS = "losses.png", "filters.png"
+LOSSES, FILTERS, TENSORS = "losses.png", "filters.png", "autoencoder.safetensors"
 _BATCH, _RATE, _LOOK, _PATIENCE = 256, 0.01, 100, 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LearntAutoencoder:
     """An auto-encoder that was learnt, and its objectives on the rows that it was learnt from.
 
     Attributes:
-        model: takes rows in units of the corruption, (x − offset)/(scale·σ), where its own σ is 1.
+        model: takes rows in units of the corruption, (x − offset)/(scale·σ), where its own σ is 1: see :meth:`hidden`.
         sigma: σ, in the data's unit, or in standard deviations of each column where they share none.
         units: offset and scale.
         history: a record a look: ``loss`` is J_DAE/σ² of the training rows since the last, ``held_out`` J_DSM·σ².
@@ -54,12 +57,30 @@ class LearntAutoencoder:
     chain: Chain
     view: View
 
+    def __repr__(self) -> str:
+        last = self.history[-1]
+        size = f"{len(self.model.W)} hidden units, σ = {self.sigma:.4g} {self.sigma_unit}"
+        return f"auto-encoder of {size}: {last.step:,} steps in {last.seconds:.1f} s"
+
     @property
     def sigma_unit(self) -> str:
         """What σ counts."""
         return (
             "in the columns' shared unit" if (self.units.scale == 1).all() else "in standard deviations of each column"
         )
+
+    def hidden(self, X: Any) -> NDArray[np.float64]:
+        """The hidden code of rows of the data, ``(n, n_hidden)``."""
+        with torch.no_grad():
+            return self.model.hidden(self._rows(X)).double().numpy()
+
+    def reconstruct(self, X: Any) -> NDArray[np.float64]:
+        """r of rows of the data, in their own units, ``(n, *event)``."""
+        with torch.no_grad():
+            return self.units.from_model(self.sigma * self.model.reconstruct(self._rows(X)))
+
+    def _rows(self, X: Any) -> Tensor:
+        return self.units.to_model(read(X).values) / self.sigma
 
     @property
     def score_model(self) -> FromDenoiser:
@@ -73,7 +94,7 @@ def learn_autoencoder(
     *,
     n_hidden: int = 256,
     standardize: bool | str = "auto",
-    seconds: float = 60.0,
+    max_seconds: float = 60.0,
     seed: int = 0,
     verbose: bool = True,
 ) -> LearntAutoencoder:
@@ -87,14 +108,14 @@ def learn_autoencoder(
         sigma: the corruption, in the data's unit or in standard deviations; None takes the data's scale.
         n_hidden: hidden units.
         standardize: measure each column in its own standard deviation: True, False or "auto".
-        seconds: time to train, at most; it ends earlier when held-out rows gain no more.
+        max_seconds: time to train, at most; it ends earlier when held-out rows gain no more.
         seed: of every draw.
         verbose: show a progress bar on a terminal.
 
     Raises:
-        InputError: data that cannot be used, sigma or seconds that are not positive, or n_hidden < 1.
+        InputError: data that cannot be used, sigma or max_seconds that are not positive, or n_hidden < 1.
     """
-    limit, n_hidden = as_level(seconds, "seconds").item(), as_count(n_hidden, "n_hidden")
+    limit, n_hidden = as_level(max_seconds, "max_seconds").item(), as_count(n_hidden, "n_hidden")
     table, g = read(X, min_rows=MIN_ROWS), torch.Generator().manual_seed(seed)
     grid = detect_grid(table.values)
     units = Units.of_data(table.values, standardize, grid)
@@ -104,12 +125,14 @@ def learn_autoencoder(
     level = GaussianReference.of_data(z).data_scale.item() if sigma is None else as_level(sigma, "sigma").item()
     model = DenoisingAutoencoder.of_data(z[n:] / level, n_hidden, 1.0, generator=g)
     history = tuple(_trained(model, z[n:] / level, z[:n] / level, limit, g, verbose))
-    found = chain(_in_data_units(model, level), z[n:], Gaussian(level), generator=g)
+    found = chain(_in_data_units(model, level), z[n:], Gaussian(level), generator=torch.Generator().manual_seed(seed))
     pixels = bool((units.scale == 1).all()) and are_pixels(grid)
     return LearntAutoencoder(model, level, units, history, found, View(units.offset, units.scale, pixels=pixels))
 
 
-def draw_filters(model: DenoisingAutoencoder, image_shape: tuple[int, ...] | None = None, n: int = SHOWN) -> Figure:
+def draw_filters(
+    model: DenoisingAutoencoder | LearntAutoencoder, image_shape: tuple[int, ...] | None = None, n: int = SHOWN
+) -> Figure:
     """The rows of W with the largest norms as images, each in its own scale: white and black are ±its largest weight.
 
     Args:
@@ -120,6 +143,7 @@ def draw_filters(model: DenoisingAutoencoder, image_shape: tuple[int, ...] | Non
     Raises:
         InputError: rows that are no grey images of that shape.
     """
+    model = model.model if isinstance(model, LearntAutoencoder) else model
     shape = View(pixels=True).image_shape(model.event_shape) if image_shape is None else tuple(image_shape)
     if shape is None or len(shape) != 2 or math.prod(shape) != model.W.shape[1]:
         raise InputError(f"image_shape: got {shape} for rows of {model.W.shape[1]} numbers, want (H, W) of as many")
@@ -196,32 +220,53 @@ def chain_of(est: ScoreDensity, X: Any, sigma: float | None = None, *, seed: int
     return chain(est.model_, z, Gaussian(level), generator=torch.Generator().manual_seed(seed))
 
 
-def check_pictures(folder: str | Path) -> None:
-    """Refuse a folder that pictures cannot be written into: before long work, not after it.
+def check_output(folder: str | Path) -> None:
+    """Refuse a folder that an auto-encoder cannot be written into: before long work, not after it.
 
     Raises:
-        InputError: it is a file, holds anything but such pictures, its parent is missing, or must not be written in.
+        InputError: it is a file, holds anything else, its parent is missing, or must not be written in.
     """
     place = Path(os.path.realpath(folder))
     check_folder(folder)
-    others = sorted(p.name for p in place.iterdir() if p.name not in (LOSSES, FILTERS)) if place.exists() else []
+    others = (
+        sorted(p.name for p in place.iterdir() if p.name not in (TENSORS, LOSSES, FILTERS)) if place.exists() else []
+    )
     if others:
-        raise InputError(f"{folder}: holds {others[0]!r}, want a new folder for the pictures")
+        raise InputError(f"{folder}: holds {others[0]!r}, want a new folder")
 
 
-def save_pictures(learnt: LearntAutoencoder, folder: str | Path) -> list[Path]:
-    """Write ``losses.png`` and, of images, ``filters.png``; the paths written are returned.
+def save_autoencoder(learnt: LearntAutoencoder, folder: str | Path) -> list[Path]:
+    """Write ``autoencoder.safetensors``, ``losses.png`` and, of images, ``filters.png``; the paths are returned.
+
+    The tensors are W, b, c, sigma, offset and scale: for rows (x − offset)/(scale·sigma), at noise 1.
 
     Raises:
-        InputError: as :func:`check_pictures`.
+        InputError: as :func:`check_output`.
     """
-    check_pictures(folder)
+    check_output(folder)
     place = Path(folder)
     place.mkdir(exist_ok=True)
+    tensors = {k: v.detach() for k, v in learnt.model.named_parameters()}
+    tensors |= {k: torch.from_numpy(getattr(learnt.units, k)) for k in ("offset", "scale")}
+    save_file({k: v.contiguous() for k, v in tensors.items()} | {"sigma": torch.tensor(learnt.sigma)}, place / TENSORS)
     figures = {LOSSES: draw_losses(learnt)}
     shape = learnt.view.image_shape(learnt.model.event_shape)
     if shape is not None and len(shape) == 2:
-        figures[FILTERS] = draw_filters(learnt.model, shape)
+        figures[FILTERS] = draw_filters(learnt, shape)
     for name, figure in figures.items():
         write(figure, place / name)
-    return [place / name for name in figures]
+    return [place / name for name in (TENSORS, *figures)]
+
+
+def load_autoencoder(folder: str | Path) -> DenoisingAutoencoder:
+    """The auto-encoder that :func:`save_autoencoder` wrote, of rows (x − offset)/(scale·sigma), at noise 1.
+
+    Raises:
+        InputError: no such file, or one that is corrupt.
+    """
+    path = Path(folder) / TENSORS
+    try:
+        tensors = load_file(path)
+        return DenoisingAutoencoder(tensors["W"], tensors["b"], tensors["c"], 1.0)
+    except (OSError, SafetensorError, KeyError) as e:
+        raise InputError(f"{path}: cannot be read ({' '.join(str(e).split())[:80]}), want it as it was saved") from None

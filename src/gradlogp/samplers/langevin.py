@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gradlogp._shapes import Batch, InputError, Rows, as_batch, as_count, as_level, dot, same_batch, squared_norm
 from gradlogp.kernels import Gaussian, Kernel
-from gradlogp.models import Density, ScoreModel, require_gaussian
+from gradlogp.models import Density, GaussianReference, ScoreModel, require_gaussian, require_model
 from gradlogp.samplers.field import Field
 from gradlogp.samplers.grids import log_uniform
 from gradlogp.samplers.noise import Noise
@@ -135,6 +135,7 @@ def langevin_trajectory(
     generator: torch.Generator | None = None,
 ) -> Iterator[LangevinState]:
     """Follow :func:`langevin`, yielding the chains, step size and acceptance of each level; same arguments, errors."""
+    require_model(model)
     levels = default_ladder(model) if ladder is None else _as_ladder(model, ladder)
     n_steps, nodes = as_count(n_steps, "n_steps"), _as_nodes(nodes)
     h = 1.0 if step is None else as_level(step, "step").item()
@@ -259,11 +260,9 @@ class _Level:
         reference = self.model.reference
         if reference is None:
             return torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        alpha, variance = self.kernel.alpha, self.kernel.sigma**2
-        c = alpha**2 * reference.eigenvalues.double() + variance
-        total = c.sum() + (reference.mean.numel() - len(c)) * variance
-        r = squared_norm((x - alpha.to(x) * reference.mean).double()).sqrt()
-        return r > total.sqrt() + REACH * c.max().sqrt()
+        noise, data = _covariance(self.kernel, reference), self.kernel.alpha**2 * reference.eigenvalues.double()
+        r = squared_norm(reference.centred(x, self.kernel).double()).sqrt()
+        return r > (data.sum() + noise.sum()).sqrt() + REACH * (data.max() + noise.max()).sqrt()
 
     def line_integral(self, a: _Point, b: _Point) -> tuple[Rows, Rows]:
         """Σ_j w_j ⟨ψ(a + t_j(b − a)), b − a⟩, and the same by the coarse rule on some of its nodes."""
@@ -343,17 +342,33 @@ def _chains(
         return len(as_batch(x_or_n, "x")), x_or_n.detach()
     n, alpha, event = as_count(x_or_n), kernel.alpha.item(), event_shape_of(model, event_shape)
     y = start(Field(model), max(n, PILOTS), kernel.sigma / alpha, event, noise, generator)
-    return n, y * alpha
+    return n, y * alpha + _shift(kernel, event).to(y)
 
 
 def _carried(model: ScoreModel, x: Batch, before: Kernel, kernel: Kernel, alpha: float) -> Batch:
     """Where chains start at the next level: shrunk as the Gaussian with the data's moments is, where it is known."""
-    reference = model.reference
+    reference, event = model.reference, tuple(x.shape[1:])
+    old, new = (_shift(k, event).to(x) for k in (before, kernel))
     if reference is None:
-        return x * alpha
-    mean, v = reference.mean, reference.eigenvalues.double().mean()
-    old, new = ((v * k.alpha**2 + k.sigma**2).sqrt() for k in (before, kernel))
-    return mean * kernel.alpha.to(x) + (x - mean * before.alpha.to(x)) * (new / old).to(x)
+        return new + (x - old) * alpha
+    v = reference.eigenvalues.double().mean()
+    narrow, wide = ((v * k.alpha**2 + k.sigma**2).sqrt() for k in (kernel, before))
+    return new + reference.mean * kernel.alpha.to(x) + reference.centred(x, before) * (narrow / wide).to(x)
+
+
+def _shift(kernel: Kernel, event: tuple[int, ...]) -> Tensor:
+    """The mean of Gaussian noise; 0 for other."""
+    form = kernel.gaussian_form(event)
+    return torch.zeros(()) if form is None else form.shift
+
+
+def _covariance(kernel: Kernel, reference: GaussianReference) -> Tensor:
+    """Eigenvalues of the noise's covariance, ``(D,)``, in float64; sigma² for noise that is not Gaussian."""
+    form, d = kernel.gaussian_form(reference.event_shape), reference.mean.numel()
+    if form is None or form.kind == "isotropic":
+        return (kernel.sigma**2).double().expand(d).to(reference.mean.device)
+    k = form.covariance.double().to(reference.mean.device)
+    return k.flatten() if form.kind == "diagonal" else torch.linalg.eigvalsh(k)
 
 
 def _as_ladder(model: ScoreModel, ladder: Sequence[Kernel]) -> list[Kernel]:

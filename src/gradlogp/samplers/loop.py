@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradlogp._shapes import Batch, InputError, as_batch, as_count
-from gradlogp.models import GaussianReference, ScoreModel, require_gaussian
+from gradlogp.models import GaussianReference, ScoreModel, require_gaussian, require_model
 from gradlogp.processes import Process
 from gradlogp.samplers.field import Field
 from gradlogp.samplers.grids import Grid, karras, levels_of
@@ -183,9 +183,7 @@ class _Run:
 
 
 def _check_parts(model: object, process: object, step: object) -> None:
-    if not isinstance(model, ScoreModel):
-        want = "a score model, such as est.model_ of a fitted ScoreDensity, or models.ScoreFunction(function)"
-        raise InputError(f"model: got {type(model).__name__}, want {want}")
+    require_model(model)
     if process is not None and not isinstance(process, Process):
         raise InputError(f"process: got {process!r}, want an instance of a process, such as processes.VP()")
     if step is not None and not isinstance(step, Step):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradlogp._shapes import Batch, InputError, Rows, as_batch, as_count, as_level, dot, squared_norm
 from gradlogp.kernels import Kernel
-from gradlogp.models import ScoreModel
+from gradlogp.models import ScoreModel, require_model
 
 CURVATURE_UP_TO = 128  # coordinates: the Jacobian takes one backward pass each
 _ROUNDING = 16  # times eps·‖x‖/σ, by which rounding of x alone may change ‖ψ‖σ
@@ -68,7 +68,8 @@ class Modes:
         at = ", ".join(f"{v:.4g}" for v in point[:4]) + (", …" if len(point) > 4 else "")
         kind = "" if self.is_maximum[m] or math.isnan(c) else ", not a maximum"
         share = f"{self.shares[m].item():.4g} ± {self.stderr[m].item():.1g}"
-        return f"  {share} of the starts to ({at}), ‖ψ‖σ = {self.gradient_norm[m].item():.1e}, curvature {c:.3g}{kind}"
+        bend = "curvature not known" if math.isnan(c) else f"curvature {c:.3g}"
+        return f"  {share} of the starts to ({at}), ‖ψ‖σ = {self.gradient_norm[m].item():.1e}, {bend}{kind}"
 
 
 def modes(
@@ -117,6 +118,7 @@ def modes(
     Carreira-Perpiñán (2007), "Gaussian mean-shift is an EM algorithm"; Barzilai and Borwein (1988),
     "Two-point step size gradient methods".
     """
+    require_model(model)
     x = as_batch(x, "x").detach()
     if not isinstance(kernel, Kernel) or kernel.sigma.ndim or kernel.alpha.ndim:
         raise InputError(f"kernel: got {' '.join(repr(kernel).split())[:80]}, want a kernel of one level for all rows")
@@ -168,7 +170,7 @@ class _Climb:
         rows, converged = torch.arange(len(x), device=x.device), torch.zeros(len(x), dtype=torch.bool, device=x.device)
         for step in range(n_steps + 1):
             ends.x[rows], ends.psi[rows] = here.x, here.psi
-            done = self._arrived(here)
+            done = self._arrived(here, measured=step > 0)
             converged[rows[done]] = True
             going = ~done & here.psi.isfinite().all(1)
             rows, here = rows[going], here[going]
@@ -193,10 +195,10 @@ class _Climb:
             raise InputError(f"model: its score at start {row} holds NaN or infinity, want finite numbers")
         return _Places(x, psi, torch.full((len(x),), self.unit, dtype=torch.float64, device=x.device))
 
-    def _arrived(self, at: _Places) -> Tensor:
-        """‖ψ‖σ <= rtol, and what rounding makes of it."""
-        rounding = _ROUNDING * torch.finfo(at.x.dtype).eps * _norm(at.x) / self.sigma
-        return _norm(at.psi) * self.sigma <= self.rtol + rounding
+    def _arrived(self, at: _Places, *, measured: bool) -> Tensor:
+        """‖ψ‖σ <= rtol, and what rounding of x makes of it where the curvature is 1/h, if a step has measured it."""
+        rounding = _ROUNDING * torch.finfo(at.x.dtype).eps * _norm(at.x) * self.sigma / at.h.clamp_min(self.unit)
+        return _norm(at.psi) * self.sigma <= self.rtol + (rounding if measured else 0.0)
 
     def _step(self, a: _Places) -> _Places:
         """The next place, where log p_σ has not fallen by the trapezoidal rule; else the same, with a shorter h."""
@@ -287,7 +289,7 @@ def _jacobian(model: ScoreModel, points: Batch, kernel: Kernel, d: int) -> Tenso
         at = points.detach().requires_grad_()
         try:
             psi = model.score(at, kernel).flatten(1)
-        except RuntimeError:  # of a score that leaves torch, and so cannot take a tensor that asks for a gradient
+        except (RuntimeError, InputError):  # of a score that leaves torch, or says that it lets no gradient through
             return None
         if not psi.requires_grad:
             return None

@@ -19,6 +19,9 @@ LOW_PRECISION = (torch.float16, torch.bfloat16)
 def ends(model: ScoreModel, sigma_max: float | None, sigma_min: float | None) -> tuple[float, float]:
     """Where to start and to stop: as given, otherwise from the data's scale."""
     reference = model.reference
+    if model.levels is not None and model.levels[0] == model.levels[1]:
+        want = "one of all levels; at one level samplers.langevin(model, x_t, [kernel]) samples"
+        raise InputError(f"model: got one that was trained at sigma = {model.levels[0]:g} alone, want {want}")
     if reference is None and (sigma_max is None or sigma_min is None):
         raise InputError("sigma_max, sigma_min: this model does not know the data's scale, want both given")
     if reference is not None:

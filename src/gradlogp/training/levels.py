@@ -65,7 +65,8 @@ class OneLevel(Levels):
     sigma: float
 
     def __post_init__(self) -> None:
-        as_level(self.sigma, "sigma")
+        if as_level(self.sigma, "sigma").numel() != 1:
+            raise InputError(f"sigma: got {self.sigma!r}, want one level")
 
     @property
     def sigma_min(self) -> float:  # type: ignore[override]

@@ -12,8 +12,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from gradlogp._shapes import Batch, InputError, as_batch
-from gradlogp.models import GaussianReference, ScoreModel
+from gradlogp._shapes import Batch, InputError, as_batch, same_event
+from gradlogp.models import GaussianReference, ScoreModel, require_model
 from gradlogp.objectives import DenoisingScoreMatching, Objective
 from gradlogp.training.average import Average
 from gradlogp.training.held_out import MIN_DRAWS, HeldOut, repeated
@@ -60,7 +60,7 @@ def train(
         InputError: x or held_out not finite batches, or a loss that is not finite (the best weights so far are kept);
             a noise that is no scale family.
     """
-    recipe, (x, held_out) = recipe or Recipe(), (as_batch(x), as_batch(held_out, "held_out"))
+    recipe, (x, held_out) = recipe or Recipe(), _checked(model, x, held_out, levels)
     objective = objective or DenoisingScoreMatching(references=recipe.batch_size)
     reference = model.reference or GaussianReference.of_data(x)
     loss = WeightedLoss(objective, reference, model.noise, recipe.weight)
@@ -88,6 +88,17 @@ def train(
     finally:
         model.load_state_dict(best_weights)
         model.eval()
+
+
+def _checked(model: object, x: Batch, held_out: Tensor, levels: object) -> tuple[Tensor, Tensor]:
+    """The rows, of one event shape, for a model that has something to train."""
+    require_model(model)
+    if not isinstance(levels, Levels):
+        raise InputError(f"levels: got {levels!r}, want a law of noise levels, e.g. training.OneLevel(0.5)")
+    if isinstance(model, ScoreModel) and not any(p.requires_grad for p in model.parameters()):
+        raise InputError(f"model: got a {type(model).__name__} with no parameter to train, want one")
+    x = as_batch(x)
+    return x, as_batch(same_event(held_out, tuple(x.shape[1:]), "held_out"), "held_out")
 
 
 def _loss_before(model: ScoreModel, x: Batch, loss: WeightedLoss, levels: Levels, seed: int) -> float:

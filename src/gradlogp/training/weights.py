@@ -262,6 +262,8 @@ class LearnedVariance(Weight):
             raise InputError(f"n_knots: got {n_knots}, want at least 2")
         self.weight = weight or EDM()
         _require_fixed(self.weight)
+        if not levels.sigma_min < levels.sigma_max:
+            raise InputError(f"levels: got one level, {levels.sigma_min:g}, want a range to learn a variance over")
         low, high = math.log(levels.sigma_min), math.log(levels.sigma_max)
         self.at = torch.linspace(low, high, n_knots, dtype=torch.float64)
         self.values = nn.Parameter(torch.zeros(n_knots))
