@@ -78,7 +78,7 @@ def posterior_covariance(model: ScoreModel, x_t: Batch, kernel: Kernel) -> tuple
     Raises:
         InputError: noise that is not Gaussian, alpha = 0, or a model that autograd cannot follow.
 
-    Reference: Efron (2011), "Tweedie's formula and selection bias", equation 2.8; Miyasawa (1961) for the mean.
+    Reference: Efron (2011), "Tweedie's formula and selection bias", section 2; Miyasawa (1961) for the mean.
     """
     require_model(model)
     x_t = as_batch(x_t, "x_t")
@@ -114,7 +114,7 @@ def _nearest(c: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest positive semi-definite matrices, and the share of the eigenvalues' sizes that was negative."""
     eigenvalues, vectors = torch.linalg.eigh(c)
     negative = eigenvalues.clamp_max(0)
-    removed = -negative.sum(1) / eigenvalues.abs().sum(1).clamp_min(torch.finfo(c.dtype).tiny)
+    removed = negative.abs().sum(1) / eigenvalues.abs().sum(1).clamp_min(torch.finfo(c.dtype).tiny)
     return c - (vectors * negative[:, None]) @ vectors.mT, removed
 
 
