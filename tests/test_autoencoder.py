@@ -433,6 +433,7 @@ def test_the_chain_holds_for_every_model_on_any_rows(model, g):
     found = diagnostics.chain(model, x, Gaussian(0.4), n_draws=20_000, generator=g)
     assert found.holds
     assert found.dae_residual < 1e-12
+    assert diagnostics.chain(model, x, Gaussian(0.2, alpha=0.5), generator=g).holds
     assert found.half_fisher == pytest.approx(3 / (2 * 0.16))
     parzen = oracles.Empirical(x)
     x_t = Gaussian(0.4).sample(x.repeat(300, 1), generator=torch.Generator().manual_seed(5))

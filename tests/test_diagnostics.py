@@ -277,7 +277,7 @@ def test_many_rows_are_taken_in_parts_with_fresh_noise() -> None:
     check = self_check(constant, rows, Gaussian(1.0), generator=seeded(0))
     assert check.residual.stderr == pytest.approx(0.5**0.5 / 9000**0.5, rel=0.1)
     seen: list[torch.Tensor] = []
-    spy = ScoreFunction(lambda x_t, kernel: (seen.append(x_t.detach()), torch.zeros_like(x_t))[1])
+    spy = ScoreFunction(lambda x_t, kernel: (seen.append(x_t.detach()), 0 * x_t)[1])
     self_check(spy, rows, Gaussian(1.0), generator=seeded(0))
     assert len({round(float(v.flatten()[0]), 9) for v in seen}) == 3  # 4096 + 4096 + 808, each seen by both losses
 

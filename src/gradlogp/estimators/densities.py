@@ -38,8 +38,9 @@ def log_prob(est: ScoreDensity, z: Batch, trace: likelihood.Trace | None, state:
                 bar.update(len(rows))
     finally:
         model.cpu()
-    value, *errors = (_joined(parts, name) for name in ("value", "quadrature", "path", "above", "probes"))
-    return likelihood.LogProb(value - _unit(est), *errors)
+    value, quadrature, *errors = (_joined(parts, name) for name in ("value", "quadrature", "path", "above", "probes"))
+    quadrature = quadrature + _joined(parts, "rounding")  # in float64, of which the value is now, it would be lost
+    return likelihood.LogProb(value - _unit(est), quadrature, *errors)
 
 
 def log_mass(est: ScoreDensity, values: Array, n_draws: int, state: Any = None) -> likelihood.LogMass:

@@ -48,10 +48,14 @@ class LogProb:
     probes: Rows
 
     @property
+    def rounding(self) -> Rows:
+        """What the dtype of the value may have cost."""
+        return 8 * torch.finfo(self.value.dtype).eps * (1 + self.value.abs())
+
+    @property
     def error(self) -> Rows:
         """The numerical error: quadrature + path + above + 3 probes, and rounding."""
-        rounding = 8 * torch.finfo(self.value.dtype).eps * (1 + self.value.abs())
-        return self.quadrature + self.path + self.above + 3 * self.probes + rounding
+        return self.quadrature + self.path + self.above + 3 * self.probes + self.rounding
 
 
 def log_prob(
