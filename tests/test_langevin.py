@@ -18,6 +18,7 @@ from gradlogp.networks import ResidualMLP
 from gradlogp.objectives import DenoisingScoreMatching
 from gradlogp.oracles import Empirical, GaussianMixture, Quadrature
 from gradlogp.samplers import langevin, langevin_trajectory, log_ratio
+from gradlogp.samplers.noise import Noise
 from gradlogp.training import HeldOut, NoiseLevels, Recipe, WeightedLoss, calibrate, train
 from gradlogp.training.any_kernel import PairGroup, Scaled, at_levels
 from gradlogp.training.held_out import _Group
@@ -125,6 +126,8 @@ def test_shifted_noise_shifts_the_law_and_where_chains_may_go(g):
     x = langevin(reference, start, [kernel], 40, max_step=10.0, generator=g)
     assert max(abs(z) for z in z_of_moments(x[:, 0], 12.0, 4.25, 3.0)) < 5
     wide = Additive(td.Normal(torch.tensor(10.0, dtype=F64), torch.tensor(4.0, dtype=F64)))
+    _, first = sys.modules["gradlogp.samplers.langevin"]._chains(reference, 4000, kernel, None, Noise(1), g)
+    assert max(abs(z) for z in z_of_moments(first[:, 0], 12.0, 4.25, 3.0)) < 5
     x = langevin(reference, 3000, [wide, kernel], 80, max_step=10.0, generator=g)
     assert max(abs(z) for z in z_of_moments(x[:, 0], 12.0, 4.25, 3.0)) < 5
 

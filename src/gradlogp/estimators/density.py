@@ -334,7 +334,8 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             sigma: the level of their noise or one a row; None takes the smallest trained.
             return_std: give the standard deviation of the clean value in each cell as well, in the column's unit, by
                 the second-order formula of Tweedie, made a covariance: :func:`gradlogp.models.posterior`. One product
-                with the Jacobian a column and the eigenvalues of a D × D matrix a row, for D columns.
+                with the Jacobian a column and the eigenvalues of a D × D matrix a row, for D columns: some 0.2 s a row
+                for 28 × 28 pixels on one core.
 
         Returns:
             Rows like X, or two such: the means and their standard deviations.
