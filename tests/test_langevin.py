@@ -13,7 +13,7 @@ from torch import distributions as td
 
 from gradlogp import InputError, samplers
 from gradlogp.kernels import Additive, Gaussian, Kernel
-from gradlogp.models import GaussianReference, Preconditioned, ScoreFunction, require_gaussian
+from gradlogp.models import GaussianReference, Preconditioned, ScoreFunction, ScoreModel, require_gaussian
 from gradlogp.networks import ResidualMLP
 from gradlogp.objectives import DenoisingScoreMatching
 from gradlogp.oracles import Empirical, GaussianMixture, Quadrature
@@ -130,6 +130,23 @@ def test_shifted_noise_shifts_the_law_and_where_chains_may_go(g):
     assert max(abs(z) for z in z_of_moments(first[:, 0], 12.0, 4.25, 3.0)) < 5
     x = langevin(reference, 3000, [wide, kernel], 80, max_step=10.0, generator=g)
     assert max(abs(z) for z in z_of_moments(x[:, 0], 12.0, 4.25, 3.0)) < 5
+
+
+class Runaway(ScoreModel):
+    """Knows that the data are N(0, 1) on the line, but its score pushes outwards everywhere."""
+
+    reference = GaussianReference(torch.zeros(1, dtype=F64), torch.ones(1, dtype=F64), torch.ones(1, 1, dtype=F64))
+
+    def score(self, x_t, kernel):
+        return 0.5 * x_t
+
+    def denoise(self, x_t, kernel):
+        raise AssertionError
+
+
+def test_a_score_that_runs_away_is_held_within_what_was_learnt(g):
+    x = langevin(Runaway(), torch.zeros(200, 1, dtype=F64), [Gaussian(1.0)], 200, max_step=0.5, generator=g)
+    assert 3 < x.abs().max().item() < 4 * math.sqrt(2)
 
 
 def test_chains_stay_within_the_stated_distance_of_the_mean():
