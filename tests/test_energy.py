@@ -13,6 +13,7 @@ from torch import distributions as td
 from torch import nn
 
 from gradlogp import InputError, ScoreDensity, diagnostics, kernels, likelihood, objectives, oracles, samplers, training
+from gradlogp.cli import main
 from gradlogp.kernels import Gaussian
 from gradlogp.models import EnergyModel, GaussianReference, MarginalReference, Preconditioned, ScoreFunction
 from gradlogp.networks import Potential, ResidualMLP
@@ -327,3 +328,34 @@ def test_levels_of_rows_and_free_form_models(fitted):
         free.unnormalised_log_prob(X, 0.3)
     with pytest.raises(InputError, match="the smallest trained"):
         est.unnormalised_log_prob(X, 1e-9)
+
+
+def test_rows_to_the_models_units_and_back(fitted):
+    X, est = fitted
+    z = est.to_model(X[:5])
+    np.testing.assert_allclose(z.numpy(), (X[:5] - X.mean(0)) / X.std(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(est.from_model(z), X[:5], rtol=1e-5)
+    score = est.model_.score(z, Gaussian(0.4)).detach().numpy() / est.noise_scale_
+    np.testing.assert_allclose(est.grad_log_prob(X[:5], 0.4), score, rtol=1e-5)
+    found = samplers.modes(est.model_, est.to_model(X[:200]), Gaussian(0.3))
+    near = np.abs(est.from_model(found.points[:2])[:, None] - np.array([[-1.5, 0.0], [1.5, 25.0]])) / X.std(0)
+    assert near.max(2).min(1).max() < 0.15
+
+
+def test_the_command_writes_its_log_densities(fitted, tmp_path, capsys):
+    X, est = fitted
+    est.save(tmp_path / "m")
+    np.save(tmp_path / "x.npy", X[:9])
+    call = ["logprob", str(tmp_path / "m"), str(tmp_path / "x.npy"), "--out", str(tmp_path / "out.npy")]
+    assert main([*call, "--unnormalised", "0.4"]) == 0
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy")[:, 0], est.unnormalised_log_prob(X[:9], 0.4))
+    assert "but for a constant" in capsys.readouterr().out
+    assert main([*call, "--unnormalised", "0.4", "--atol", "0.1"]) == 2
+    assert "want them for normalised log-densities only" in capsys.readouterr().err
+    assert main(["info", str(tmp_path / "m")]) == 0
+    assert ", an energy" in capsys.readouterr().out
+    ScoreDensity(n_steps=1, width=4, depth=1, random_state=0, verbose=False).fit(X).save(tmp_path / "free")
+    assert main(["logprob", str(tmp_path / "free"), *call[2:], "--unnormalised", "0.4"]) == 2
+    err = capsys.readouterr().err
+    assert "want one fitted with energy=True" in err
+    assert err.count("\n") == 1
