@@ -323,7 +323,7 @@ def test_levels_of_rows_and_free_form_models(fitted):
     sigma = np.array([0.2, 0.5, 50.0])
     each = [est.unnormalised_log_prob(X[i : i + 1], s)[0] for i, s in enumerate(sigma)]
     np.testing.assert_allclose(est.unnormalised_log_prob(X[:3], sigma), each, rtol=1e-5)
-    free = ScoreDensity(n_steps=1, width=4, depth=1, random_state=0, verbose=False).fit(X)
+    free = ScoreDensity(n_steps=1, width=4, depth=1, random_state=0, verbose=False).fit(X[:60])
     with pytest.raises(InputError, match="want one fitted with energy=True"):
         free.unnormalised_log_prob(X, 0.3)
     with pytest.raises(InputError, match="the smallest trained"):
@@ -354,7 +354,7 @@ def test_the_command_writes_its_log_densities(fitted, tmp_path, capsys):
     assert "want them for normalised log-densities only" in capsys.readouterr().err
     assert main(["info", str(tmp_path / "m")]) == 0
     assert ", an energy" in capsys.readouterr().out
-    ScoreDensity(n_steps=1, width=4, depth=1, random_state=0, verbose=False).fit(X).save(tmp_path / "free")
+    ScoreDensity(n_steps=1, width=4, depth=1, random_state=0, verbose=False).fit(X[:60]).save(tmp_path / "free")
     assert main(["logprob", str(tmp_path / "free"), *call[2:], "--unnormalised", "0.4"]) == 2
     err = capsys.readouterr().err
     assert "want one fitted with energy=True" in err

@@ -130,7 +130,7 @@ def test_frames_in_frames_out(fitted):
     pd = pytest.importorskip("pandas")
     x, _ = fitted
     frame = pd.DataFrame(x, columns=["a", "b"])
-    est = ScoreDensity(n_steps=2, width=4, depth=1, random_state=0, verbose=False).fit(frame)
+    est = ScoreDensity(n_steps=2, width=4, depth=1, random_state=0, verbose=False).fit(frame[:60])
     mean, std = est.denoise(frame.iloc[5:9], 30.0, return_std=True)
     assert list(std.columns) == ["a", "b"]
     assert list(std.index) == list(mean.index) == [5, 6, 7, 8]
