@@ -22,6 +22,7 @@ from gradlogp import (
     models,
     objectives,
     oracles,
+    processes,
     samplers,
     training,
 )
@@ -331,6 +332,41 @@ def test_what_needs_a_gradient_refuses_a_function_of_arrays(g):
     ):
         with pytest.raises(InputError, match="got no gradient in x_t"):
             needs()
+
+
+class Detached(models.Denoiser):
+    """A denoiser that varies, cut off from autograd: the score still has the gradient of −x_t/σ²."""
+
+    def __init__(self, reference):
+        super().__init__()
+        self.known = reference
+
+    @property
+    def reference(self):
+        return self.known
+
+    def denoise(self, x_t, kernel):
+        return 0.5 * x_t.detach()
+
+
+def test_a_score_that_is_cut_off_is_refused_where_its_divergence_would_be_taken_for_0(g):
+    x, k = rows(20, 2), Gaussian(0.5)
+    cut = models.ScoreFunction(lambda x_t, kernel: -x_t.detach())
+    constant = models.ScoreFunction(lambda x_t, kernel: torch.ones_like(x_t))
+    for objective in (objectives.ImplicitScoreMatching(), objectives.SlicedScoreMatching()):
+        with pytest.raises(InputError, match="got no gradient in x_t"):
+            objective(cut, x, k, g)
+        torch.testing.assert_close(objective(constant, x, k, g), torch.ones(20, dtype=F64))
+    with pytest.raises(InputError, match="got no gradient in x_t"):
+        likelihood.bound(
+            cut, x, processes.VP(), method=likelihood.BoundMethod(form=likelihood.HutchinsonForm()), generator=g
+        )
+    for reference, message in (
+        (None, r"Detached\.denoise: got no gradient in x_t"),
+        (models.GaussianReference.of_data(x), "got a denoiser without a gradient"),
+    ):
+        with pytest.raises(InputError, match=message):
+            likelihood.log_prob(Detached(reference), x, sigma_min=0.1, sigma_max=10.0)
 
 
 def test_answers_that_do_not_fit_are_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -48,20 +49,31 @@ class ResidualBlock(nn.Module):
 
 
 class _ResidualTrunk(nn.Module):
-    """A residual MLP with a noise embedding and so many outputs; its last layer starts at zero."""
+    """A residual MLP with a noise embedding, an output a coordinate and some more; its last layer starts at zero."""
 
-    def __init__(self, n_inputs: int, n_outputs: int, width: int, depth: int, dropout: float, n_octaves: int) -> None:
+    n_more: ClassVar[int]
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        *,
+        width: int = 256,
+        depth: int = 3,
+        dropout: float = 0.0,
+        n_octaves: int = 6,
+    ) -> None:
         super().__init__()
+        d = event_size(event_shape)
         self.embedding = nn.Sequential(FourierFeatures(n_octaves), nn.Linear(2 * n_octaves, 64), nn.SiLU())
-        self.first = nn.Linear(n_inputs, width)
+        self.first = nn.Linear(d, width)
         self.blocks = nn.ModuleList(ResidualBlock(width, 64, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.last = nn.Linear(width, n_outputs)
+        self.last = nn.Linear(width, d + self.n_more)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
     def outputs(self, z: Batch, c_noise: Rows) -> Tensor:
-        """``(B, *event), (B,) -> (B, n_outputs)``."""
+        """``(B, *event), (B,) -> (B, D + n_more)``."""
         embedding = self.embedding(c_noise)
         h = self.first(z.flatten(1))
         for block in self.blocks:
@@ -81,17 +93,7 @@ class ResidualMLP(_ResidualTrunk):
         n_octaves: octaves of the noise embedding.
     """
 
-    def __init__(
-        self,
-        event_shape: tuple[int, ...],
-        *,
-        width: int = 256,
-        depth: int = 3,
-        dropout: float = 0.0,
-        n_octaves: int = 6,
-    ) -> None:
-        d = event_size(event_shape)
-        super().__init__(d, d, width, depth, dropout, n_octaves)
+    n_more = 0
 
     def forward(self, z: Batch, c_noise: Rows) -> Batch:
         """F(z, c_noise), like z."""
@@ -101,24 +103,12 @@ class ResidualMLP(_ResidualTrunk):
 class Potential(_ResidualTrunk):
     """A scalar, G(z) = ⟨z, N(z)⟩ + n(z), of a residual MLP with outputs N, like z, and n; zero to begin with.
 
-    N alone is a free-form network's equal but for the middle of a ring, where n helps; n alone was behind on images.
-
     Args:
         event_shape: shape of one datum.
         width, depth, dropout, n_octaves: as of :class:`ResidualMLP`.
     """
 
-    def __init__(
-        self,
-        event_shape: tuple[int, ...],
-        *,
-        width: int = 256,
-        depth: int = 3,
-        dropout: float = 0.0,
-        n_octaves: int = 6,
-    ) -> None:
-        d = event_size(event_shape)
-        super().__init__(d, d + 1, width, depth, dropout, n_octaves)
+    n_more = 1
 
     def forward(self, z: Batch, c_noise: Rows) -> Rows:
         """G(z, c_noise), ``(B,)``."""

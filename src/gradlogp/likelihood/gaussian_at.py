@@ -7,7 +7,8 @@ from torch import Tensor
 
 from gradlogp._shapes import Batch, InputError
 from gradlogp.kernels import Gaussian
-from gradlogp.models import GaussianReference, ScoreModel
+from gradlogp.models import GaussianReference, ScoreModel, linearise
+from gradlogp.models.jacobian import matrix
 
 _ROUNDS = 20
 _MAX_COORDINATES = 2048
@@ -24,7 +25,7 @@ def gaussian_at(model: ScoreModel, like: Batch, sigma: float) -> GaussianReferen
         sigma: the noise.
 
     Raises:
-        InputError: a denoiser that is not finite there, or more than 2048 coordinates.
+        InputError: a denoiser that is not finite there or lets no gradient through, or more than 2048 coordinates.
     """
     d = like[0].numel()
     if d > _MAX_COORDINATES:
@@ -33,11 +34,7 @@ def gaussian_at(model: ScoreModel, like: Batch, sigma: float) -> GaussianReferen
     with torch.no_grad():
         for _ in range(_ROUNDS):
             mean = model.denoise(mean, kernel)
-    with torch.enable_grad():
-        y = mean.detach().requires_grad_()
-        out = model.denoise(y, kernel).flatten(1)
-        rows = [torch.autograd.grad(out[0, j], y, retain_graph=True, allow_unused=True)[0] for j in range(d)]
-    jacobian = torch.stack([torch.zeros(d) if row is None else row.flatten().double().cpu() for row in rows])
+    jacobian = matrix(*linearise(model.denoise, mean, kernel, name=f"{type(model).__name__}.denoise"))[0].double().cpu()
     if not bool(jacobian.isfinite().all()):
         raise InputError(f"log_prob: the model is not finite at sigma = {sigma:g}, want a finite one")
     return GaussianReference.of_moments(mean[0].double().cpu(), _covariance(jacobian, sigma)).to(like.device)

@@ -64,14 +64,13 @@ class DenoisingAutoencoder(Denoiser):
         output: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        d = _check(W, b, c, decoder)
+        _check(W, b, c, decoder)
         self.register_buffer("level", torch.tensor(as_level(sigma, "sigma").item(), dtype=torch.float64))
         self.levels = self.sigma, self.sigma
         self.W, self.b, self.c = (nn.Parameter(v.detach().clone()) for v in (W, b, c))
         self.decoder = None if decoder is None else nn.Parameter(decoder.detach().clone())
         self.output = output
         self.event_shape = tuple(c.shape)
-        assert d == math.prod(self.event_shape)
 
     @classmethod
     def of_data(
@@ -198,8 +197,8 @@ def softplus(u: Tensor) -> Tensor:
     return -logsigmoid(-u)
 
 
-def _check(W: Tensor, b: Tensor, c: Tensor, decoder: Tensor | None) -> int:
-    """The number of coordinates."""
+def _check(W: Tensor, b: Tensor, c: Tensor, decoder: Tensor | None) -> None:
+    """Refuse shapes that do not fit, and values that are not finite."""
     named = {"W": W, "b": b, "c": c} | ({} if decoder is None else {"decoder": decoder})
     for name, v in named.items():
         if not isinstance(v, Tensor) or not v.is_floating_point() or not bool(torch.isfinite(v).all()):
@@ -209,4 +208,3 @@ def _check(W: Tensor, b: Tensor, c: Tensor, decoder: Tensor | None) -> int:
         raise InputError(f"W, b, c: got shapes {got}, want (hidden, D), (hidden,), (*event) of D numbers")
     if decoder is not None and decoder.shape != W.T.shape:
         raise InputError(f"decoder: got shape {tuple(decoder.shape)}, want {tuple(W.T.shape)}, (D, hidden)")
-    return W.shape[1]

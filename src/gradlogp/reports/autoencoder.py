@@ -101,7 +101,7 @@ def learn_autoencoder(
     """Train a denoising auto-encoder on rows by its reconstruction error; its chain of objectives on them.
 
     Tied weights tie the unit of the rows to that of the noise: e^{−E} is, at σ = 1, a mixture of 2^hidden Gaussians of
-    unit variance. So rows are measured in units of σ; on MNIST that was better than larger and smaller units.
+    unit variance. So rows are measured in units of σ.
 
     Args:
         X: rows, as :class:`gradlogp.ScoreDensity` takes them; columns of scales far apart are standardised.

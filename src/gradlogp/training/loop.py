@@ -90,12 +90,12 @@ def train(
         model.eval()
 
 
-def _checked(model: object, x: Batch, held_out: Tensor, levels: object) -> tuple[Tensor, Tensor]:
+def _checked(model: ScoreModel, x: Batch, held_out: Tensor, levels: object) -> tuple[Tensor, Tensor]:
     """The rows, of one event shape, for a model that has something to train."""
     require_model(model)
     if not isinstance(levels, Levels):
         raise InputError(f"levels: got {levels!r}, want a law of noise levels, e.g. training.OneLevel(0.5)")
-    if isinstance(model, ScoreModel) and not any(p.requires_grad for p in model.parameters()):
+    if not any(p.requires_grad for p in model.parameters()):
         raise InputError(f"model: got a {type(model).__name__} with no parameter to train, want one")
     x = as_batch(x)
     return x, as_batch(same_event(held_out, tuple(x.shape[1:]), "held_out"), "held_out")
