@@ -80,6 +80,41 @@ def test_a_model_comes_back_as_it_was(est, saved):
     np.testing.assert_array_equal(other.sample(5), est.sample(5))
 
 
+SAID = {
+    "sample": lambda e: e.sample(3, random_state=1),
+    "denoise": lambda e: e.denoise(X[:3], 0.5, return_std=True)[1],
+    "grad_log_prob": lambda e: e.grad_log_prob(X[:3], 0.5),
+    "log_prob": lambda e: e.log_prob(X[:3]).error,
+    "score_samples": lambda e: e.score_samples(X[:3]),
+    "score": lambda e: e.score(X[:3]),
+    "decision_function": lambda e: e.decision_function(X[:3]),
+    "predict": lambda e: e.predict(X[:3]),
+    "log_mass": lambda e: e.log_mass(X[:2], n_draws=2).value,
+    "to_model": lambda e: e.to_model(X[:3]),
+    "from_model": lambda e: e.from_model(torch.ones(1, 3)),
+    "diagnose": lambda e: str(e.diagnose(X[:8], n_levels=2, random_state=0)),
+    "unnormalised_log_prob": lambda e: refused(e.unnormalised_log_prob, X, 0.5),
+}
+NOT_OF_A_FIT = {
+    "fit", "fit_predict", "fit_steps", "get_metadata_routing", "get_params", "load", "save", "set_fit_request",
+    "set_params",
+}  # fmt: skip
+
+
+def test_all_that_is_said_before_saving_is_said_after_loading(est, saved):
+    other = ScoreDensity.load(saved)
+    fitted = {name for name in vars(est) if name.endswith("_") and name != "model_"}
+    properties = {name for name in dir(ScoreDensity) if name.endswith("_") and not name.startswith("_")}
+    assert fitted == {name for name in vars(other) if name.endswith("_") and name != "model_"}
+    assert {"offset_", "outlier_share_", "kept_step_", "sampling_accuracy_"} <= properties
+    for name in fitted | properties:
+        assert repr(getattr(other, name)) == repr(getattr(est, name)), name
+    assert {n for n in dir(ScoreDensity) if n[-1] != "_" and n[0] != "_"} == NOT_OF_A_FIT | set(SAID)
+    for name, call in SAID.items():
+        before, after = call(est), call(other)
+        assert before == after if isinstance(before, str) else np.array_equal(before, after), name
+
+
 def test_saving_again_gives_the_same_bytes(est, saved, tmp_path):
     ScoreDensity.load(saved).save(tmp_path / "again")
     assert contents(tmp_path / "again") == contents(saved)

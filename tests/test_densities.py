@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from scipy.stats import binom, multivariate_normal, norm
 
 from gradlogp import InputError, ScoreDensity
@@ -82,15 +83,16 @@ def test_the_accuracy_can_be_chosen(fitted):
 
 
 def test_outliers_by_scikit_learn_s_conventions(fitted):
-    x = rows(2000, seed=3)
+    x = rows(500, seed=3)
     far = MEAN + SCALE * np.array([[0.0, 0.0, 7.0], [3.0, -3.0, 0.0]])
-    decision, label = fitted.decision_function(np.r_[x, far]), fitted.predict(np.r_[x, far])
+    decision, label = fitted.decision_function(np.r_[x[:50], far]), fitted.predict(np.r_[x, far])
     assert set(label) == {-1, 1}
     assert (label[-2:] == -1).all()
-    assert np.array_equal(label == -1, decision < 0)
-    assert decision == pytest.approx(fitted.score_samples(np.r_[x, far]) - fitted.offset_)
-    share = (label[:2000] == -1).mean()
-    stderr = np.sqrt(0.05 * 0.95 * (1 / 400 + 1 / 2000))  # of 400 held-out rows and of these
+    assert np.array_equal(label[[*range(50), -2, -1]] == -1, decision < 0)
+    assert decision[:20] == pytest.approx(fitted.score_samples(x[:20]) - fitted.offset_)
+    share = (label[:500] == -1).mean()
+    assert fitted.outlier_share_.stderr == pytest.approx(np.sqrt(0.05 * 0.95 / 402))  # of 400 held-out rows
+    stderr = np.hypot(fitted.outlier_share_.stderr, np.sqrt(0.05 * 0.95 / 500))
     assert abs(share - 0.05) < 4 * stderr
 
 
@@ -102,13 +104,26 @@ def test_the_threshold_is_saved(fitted, tmp_path):
     assert np.array_equal(again.predict(x), fitted.predict(x))
 
 
-def test_a_threshold_when_first_asked_for(tmp_path):
+def test_a_threshold_when_first_asked_for_or_saved(tmp_path):
     model = ScoreDensity(random_state=0, n_steps=1, verbose=False).fit(rows(400))
-    model.save(tmp_path / "m")  # before it is asked for
-    assert (model.predict(rows(200, seed=5)) == -1).mean() == pytest.approx(0.1, abs=0.21)  # 4 √(0.09 (1/40 + 1/200))
-    with pytest.raises(InputError, match="saved without a threshold"):
-        ScoreDensity.load(tmp_path / "m").predict(rows(5))
-    assert not hasattr(ScoreDensity.load(tmp_path / "m"), "offset_")
+    assert model._unseen.log_prob is None
+    model.save(tmp_path / "m")
+    assert len(model._unseen.log_prob) == 40
+    again, x = ScoreDensity.load(tmp_path / "m"), rows(200, seed=5)
+    assert np.array_equal(again.predict(x), model.predict(x))
+    assert (again.predict(x) == -1).mean() == pytest.approx(0.1, abs=0.21)  # 4 √(0.09 (1/40 + 1/200))
+    half = again.set_params(contamination=0.5).offset_
+    assert (model.score_samples(x) < half).mean() == pytest.approx(0.5, abs=0.35)
+
+
+def test_a_model_of_before_thresholds_were_saved_has_none(fitted, tmp_path):
+    fitted.save(tmp_path / "m")
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    save_file({k: v for k, v in tensors.items() if "unseen" not in k}, tmp_path / "m" / "model.safetensors")
+    old = ScoreDensity.load(tmp_path / "m")
+    assert not hasattr(old, "offset_")
+    with pytest.raises(InputError, match="saved without a threshold, want it fitted and saved again"):
+        old.predict(rows(5))
 
 
 def test_the_likelihood_objective_is_saved_and_used(tmp_path):
@@ -158,13 +173,13 @@ def test_the_command(fitted, tmp_path, capsys):
     assert "atol" in capsys.readouterr().err
 
 
-def test_the_command_without_a_threshold(tmp_path, capsys):
+def test_the_command_of_a_model_without_a_share(tmp_path, capsys):
     ScoreDensity(random_state=0, n_steps=1, verbose=False).fit(rows(40)).save(tmp_path / "m")
     np.save(tmp_path / "x.npy", rows(3))
     arguments = ["logprob", str(tmp_path / "m"), str(tmp_path / "x.npy"), "--out", str(tmp_path / "out.npy")]
-    assert main([*arguments, "--outliers"]) == 2
-    assert "want it fitted with a contamination" in capsys.readouterr().err
-    assert not (tmp_path / "out.npy").exists()
+    assert main([*arguments, "--outliers"]) == 0
+    assert "expected 0.2 ± 0.2 of new rows" in capsys.readouterr().out
+    assert np.load(tmp_path / "out.npy").shape == (3, 3)
     assert main([*arguments, "--quiet"]) == 0
     assert np.load(tmp_path / "out.npy").shape == (3, 2)
     assert main([*arguments[:-1], str(tmp_path / "out.csv"), "--quiet"]) == 0

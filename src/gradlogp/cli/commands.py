@@ -19,6 +19,7 @@ from gradlogp.cli.words import (
     next_command,
     print_table,
     say,
+    share,
     told,
     unit,
     width,
@@ -130,7 +131,7 @@ def logprob(args: argparse.Namespace) -> None:
     say(args, f"wrote log p_σ at σ = {model.levels_.sigma_min:.3g} of {len(found.value):,} rows in nats to {args.out}")
     say(args, f"{mean}; numerical error at most {found.error.max().item():.1g}")
     if offset is not None:
-        say(args, f"outliers, below {offset:.4g}: {int(columns[2].sum()):,}")
+        say(args, f"outliers, below {offset:.4g} nats: {int(columns[2].sum()):,}; expected {share(model)}")
 
 
 def _unnormalised(args: argparse.Namespace, model: ScoreDensity, table: Table) -> None:

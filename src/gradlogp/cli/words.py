@@ -69,6 +69,8 @@ def print_table(rows: Iterable[tuple[str, str]]) -> None:
 
 def measured(model: ScoreDensity) -> Iterator[tuple[str, str]]:
     """Lines on the noise range, the training and the checks."""
+    from gradlogp.estimators.density import NOT_KEPT
+
     levels, history = model.levels_, model.history_
     yield "noise levels", f"{levels.sigma_min:.4g} to {levels.sigma_max:.4g}, {unit(model)}"
     if history:
@@ -82,6 +84,10 @@ def measured(model: ScoreDensity) -> Iterator[tuple[str, str]]:
         yield "held-out loss", loss
         left = f"at most {best.left:.4f} ± {best.left_stderr:.1g} of it (upper bound on the weighted score error)"
         yield "left to learn", f"{left}; no model gets below {best.floor:.4f} ± {best.floor_stderr:.1g}"
+    if model.kept_step_ == 0:
+        yield "", NOT_KEPT
+    if model.contamination is not None:
+        yield "outliers", f"log-density below {model.offset_:.4g} nats, {share(model)}"
     if model.energy:
         yield "energy", "the score is a gradient; gradlogp logprob --unnormalised has its potential"
     yield "score error", _score_error(model)
@@ -97,11 +103,15 @@ def _score_error(model: ScoreDensity) -> str:
     return "not measured in fit: see gradlogp diagnose" if n is None else f"too few held-out rows ({n}) to measure"
 
 
+def share(model: ScoreDensity) -> str:
+    """What share of new rows are called outliers."""
+    found = model.outlier_share_
+    return f"{found.value:.2g} ± {found.stderr:.1g} of new rows"
+
+
 def unit(model: ScoreDensity) -> str:
     """What σ is counted in."""
-    if (model.noise_scale_ == 1).all():
-        return "in the columns' shared unit"
-    return "in standard deviations of each column"
+    return f"in {model.units_.in_words}"
 
 
 def kind(model: ScoreDensity) -> str:

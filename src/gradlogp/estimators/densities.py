@@ -1,4 +1,4 @@
-"""Log-densities of rows, in the data's units, and the threshold of outliers."""
+"""Log-densities of rows, in the data's units."""
 
 from __future__ import annotations
 
@@ -10,29 +10,35 @@ import torch
 from torch import Tensor
 
 from gradlogp import likelihood
-from gradlogp._shapes import Batch, InputError
+from gradlogp._shapes import Batch
 from gradlogp.estimators.parameters import device_from, generator_from
 from gradlogp.estimators.units import Array
+from gradlogp.models import OnReference
 
 if TYPE_CHECKING:
     from gradlogp.estimators.density import ScoreDensity
 
 ROWS_AT_A_TIME = 256  # between two movements of the bar
-CONTAMINATION = 0.1  # default share of outliers
-MAX_ROWS = 1000  # held-out rows that a threshold is found on
 
 
-class NoThresholdError(InputError, AttributeError):
-    """No threshold of outliers is known: an attribute that is not there."""
+def log_prob(
+    est: ScoreDensity,
+    z: Batch,
+    trace: likelihood.Trace | None,
+    state: Any = None,
+    *,
+    model: OnReference | None = None,
+    what: str = "log-density",
+) -> likelihood.LogProb:
+    """The log-density of rows in model units, per the data's units; on the estimator's device, with a bar.
 
-
-def log_prob(est: ScoreDensity, z: Batch, trace: likelihood.Trace | None, state: Any = None) -> likelihood.LogProb:
-    """The log-density of rows in model units, per the data's units; on the estimator's device, with a bar."""
+    Of the estimator's model, or of another in the same units and at the same levels.
+    """
     generator = generator_from(est.random_state if state is None else state, device_from(est.device))
-    model, levels, parts = est.model_.to(generator.device), est.levels_, []
+    model, levels, parts = (model or est.model_).to(generator.device), est.levels_, []
     ends = {"sigma_min": float(levels.sigma_min), "sigma_max": float(levels.sigma_max)}
     try:
-        with est._bar("log-density", len(z)) as bar:
+        with est._bar(what, len(z)) as bar:
             for rows in z.to(generator.device).split(ROWS_AT_A_TIME):
                 parts.append(likelihood.log_prob(model, rows, trace=trace, generator=generator, **ends))
                 bar.update(len(rows))
@@ -54,19 +60,6 @@ def log_mass(est: ScoreDensity, values: Array, n_draws: int, state: Any = None) 
         return log_prob(est, est.units_.to_model(y.numpy()), None, state).value
 
     return likelihood.log_mass(log_density, x, cells, n_draws=n_draws, generator=generator)
-
-
-def threshold(est: ScoreDensity) -> float:
-    """The ``contamination`` quantile of the log-density over held-out rows.
-
-    Raises:
-        NoThresholdError: a loaded model, which does not know its rows.
-    """
-    if est._held_out is None:
-        raise NoThresholdError("this model was saved without a threshold, want it fitted with a contamination")
-    share = CONTAMINATION if est.contamination is None else float(est.contamination)
-    values = log_prob(est, est._held_out[:MAX_ROWS], None).value
-    return float(np.quantile(values.numpy(), share))
 
 
 def _joined(parts: list[likelihood.LogProb], name: str) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,21 +21,27 @@ from gradlogp import checkpoints, likelihood, samplers
 from gradlogp._shapes import Batch, InputError, as_count, as_level
 from gradlogp.audit import Audit
 from gradlogp.data import Grid, Schema, detect_grid, read
-from gradlogp.data.containers import short
-from gradlogp.diagnostics import SelfCheck, self_check
-from gradlogp.estimators import densities, diagnosis, saved
+from gradlogp.data.containers import cell_name, short
+from gradlogp.diagnostics import Estimate, SelfCheck, self_check
+from gradlogp.estimators import densities, diagnosis, outliers, saved
 from gradlogp.estimators.building import FEW_COORDINATES, closed_form, network_sizes, put_together
+from gradlogp.estimators.outliers import Again
 from gradlogp.estimators.parameters import check_parameters, device_from, generator_from
-from gradlogp.estimators.units import Array, Units, grid_steps
+from gradlogp.estimators.splits import deal, row_labels
+from gradlogp.estimators.units import FAR, Array, Units, grid_steps
 from gradlogp.kernels import Gaussian, Kernel
 from gradlogp.models import EnergyModel, OnReference, Reference, ScoreModel, posterior
-from gradlogp.training import Goal, NoiseLevels, Recipe, Record, calibrate, train
+from gradlogp.training import Goal, NoiseLevels, Recipe, Record, calibrate, kept, train
 from gradlogp.training.weights import Weight
 
 MIN_ROWS = 10
 ROWS_AT_A_TIME = 4096
 FEW_ROWS_AT_A_TIME = 64  # where a row takes long
 CHECK_DRAWS = 1024  # of the self-check before training; a broken loss is tens of standard errors off
+NOT_KEPT = (
+    "No step of training was kept: on held-out rows none was better than the closed form that training starts from, "
+    "so the model is that closed form. More rows may change that."
+)
 
 
 class ScoreDensity(BaseEstimator):  # type: ignore[misc]
@@ -65,8 +72,10 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         energy: learn a scalar potential of which the score is the gradient (:class:`gradlogp.models.EnergyModel`): no
             curl, and :meth:`unnormalised_log_prob`; a step takes about twice as long, and the closed form is the
             Gaussian alone.
-        contamination: share of rows that :meth:`predict` is to call outliers, in (0, 0.5]; the threshold is then found
-            in ``fit``, and saved. None is 0.1, found when first asked for.
+        contamination: share of new rows that :meth:`predict` is to call outliers, in (0, 0.5], at least 1/(N + 1) for N
+            different rows. ``fit`` then measures :attr:`outlier_share_`; where fewer than 20 held-out rows are expected
+            below the threshold it trains five further models, each on four fifths of the rows, for as many steps as
+            were kept. None is 0.1, or the least that the held-out rows show, measured when first asked for.
         random_state: an int makes fit and sample bit-identical from run to run (at one ``n_jobs``); None draws afresh.
         verbose: show a progress bar on a terminal.
 
@@ -81,6 +90,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             chose when to stop: :meth:`diagnose` measures it on others. None if they were fewer than 8, or the model was
             saved by an earlier version. See :class:`gradlogp.diagnostics.ScoreError`.
         n_held_out_: rows held out in training; None if the model was saved by an earlier version.
+        kept_step_: the step of training whose weights were kept; 0 is the closed form before training.
         n_features_in_, feature_names_in_: as in scikit-learn.
 
     Reference: Vincent (2011) for the loss; Karras et al. (2022) for the preconditioning.
@@ -131,24 +141,26 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any = None) -> ScoreDensity:  # noqa: ARG002
+    def fit(self, X: Any, y: Any = None, *, groups: Any = None) -> ScoreDensity:  # noqa: ARG002
         """Learn the score of the rows of X.
 
         Args:
             X: numpy array or tensor ``(N, *event)``, or a pandas or polars frame of numbers; at least 10 rows.
             y: ignored.
+            groups: one label a row, as of the patient or the day it is from: rows of one group are held out together,
+                so that what is measured on held-out rows holds for new groups. Copies of a row always are.
 
         Raises:
             InputError: parameters or data that cannot be used, or a self-check that fails.
         """
-        for _ in self.fit_steps(X):
+        for _ in self.fit_steps(X, groups=groups):
             pass
         return self
 
-    def fit_steps(self, X: Any) -> Iterator[Record]:
+    def fit_steps(self, X: Any, *, groups: Any = None) -> Iterator[Record]:
         """Fit, yielding a record at each look; the estimator is fitted when the iteration ends."""
         check_parameters(self)
-        steps = self._fit_steps(X)
+        steps = self._fit_steps(X, groups)
         while True:
             with _threads(self.n_jobs):
                 record = next(steps, None)
@@ -156,12 +168,16 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
                 return
             yield record
 
-    def _fit_steps(self, X: Any) -> Iterator[Record]:
+    def _fit_steps(self, X: Any, groups: Any) -> Iterator[Record]:
         table = read(X, min_rows=MIN_ROWS)
         generator = generator_from(self.random_state, device_from(self.device))
         grid = detect_grid(table.values)
-        units = Units.of_data(table.values, self.standardize, grid)
-        rows, held_out = self._split(units.to_model(table.values), generator)
+        units = Units.of_data(table.values, self.standardize, grid, table.schema)
+        labels = row_labels(table.values, grid, groups)
+        outliers.check_share(self.contamination, labels)
+        z = units.to_model(table.values).to(generator.device)
+        order, cut = deal(labels, max(2, round(self.validation_fraction * len(z))), generator)
+        rows, held_out = z[order[cut:]], z[order[:cut]]
         reference = closed_form(rows, self.energy)
         ends = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
         levels = NoiseLevels.of_rows(rows, reference.reference, steps=grid_steps(grid, units), **ends)
@@ -179,18 +195,13 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         self._set_fitted(model.cpu(), table.schema, grid, units, levels, history)
         self.self_check_, self.score_error_ = check, error
         self.n_held_out_: int | None = len(held_out)
-        self._held_out: Tensor | None = held_out.cpu()
-        self._offset: float | None = None
+        self._unseen = outliers.Unseen(held_out.cpu(), torch.from_numpy(labels)[order[:cut].cpu()])
         self._plan(self.model_)
         if self.contamination is not None:
-            self._offset = densities.threshold(self)
-
-    def _split(self, z: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Training and held-out rows."""
-        z = z.to(generator.device)
-        order = torch.randperm(len(z), generator=generator, device=z.device)
-        n_held_out = min(max(2, round(self.validation_fraction * len(z))), len(z) - 2)
-        return z[order[n_held_out:]], z[order[:n_held_out]]
+            again = Again(z, labels, goal.levels, recipe, self.kept_step_)
+            self._unseen = outliers.measured(self, self._unseen, again, generator)
+        if self.kept_step_ == 0 and self.verbose:
+            tqdm.write(NOT_KEPT, file=sys.stderr)
 
     def _new_model(self, reference: Reference, rows: Batch, generator: torch.Generator) -> OnReference:
         self.network_ = network_sizes(rows, self.width, self.depth, self.dropout)
@@ -315,7 +326,21 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             InputError: rows that do not fit.
         """
         self._fitted()
-        return self.units_.to_model(self.schema_.check(X).values)
+        return self._rows(self.schema_.check(X).values)
+
+    def _rows(self, values: Array, name: str = "X") -> Tensor:
+        """Rows in model units.
+
+        Raises:
+            InputError: rows farther away than float32 can square.
+        """
+        far = self.units_.far(values)
+        if far.any():
+            row, cell = divmod(int(far.reshape(-1).argmax()), far[0].size)
+            where = cell_name(self.schema_.columns, self.schema_.event_shape, cell)
+            got = f"{values.reshape(len(values), -1)[row, cell]:g} in {where} at row {row}"
+            raise InputError(f"{name}: got {got}, want it within {FAR:g} times the noise_scale_ of the fitted mean")
+        return self.units_.to_model(values)
 
     def from_model(self, z: Tensor) -> Any:
         """Rows of the model's as data of the kind that was fitted, not put on the columns' grid: the other way.
@@ -375,7 +400,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         if not isinstance(model, EnergyModel):
             raise InputError("unnormalised_log_prob: got a free-form model, want one fitted with energy=True")
         values = self.schema_.check(X).values
-        level, z = self._level(sigma, len(values)), self.units_.to_model(values)
+        level, z = self._level(sigma, len(values)), self._rows(values)
 
         def f(model: ScoreModel, z: Tensor, kernel: Kernel) -> Tensor:
             values = model.unnormalised_log_prob(z, kernel)
@@ -398,7 +423,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         model = self._fitted()
         table = self.schema_.check(X)
         level = self._level(sigma, len(table.values))
-        z, parts = self.units_.to_model(table.values), []
+        z, parts = self._rows(table.values), []
         with self._bar(bar or "", len(z), hidden=bar is None) as progress:
             for rows in _slices(len(z), ROWS_AT_A_TIME if bar is None else FEW_ROWS_AT_A_TIME):
                 parts.append(self._inside_and_above(f, model, z[rows], _at(level, rows)))
@@ -457,7 +482,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         self._fitted()
         values = self.schema_.check(X).values
         with _threads(self.n_jobs):
-            return densities.log_prob(self, self.units_.to_model(values), trace, random_state)
+            return densities.log_prob(self, self._rows(values), trace, random_state)
 
     def score_samples(self, X: Any) -> Array:
         """The log-density of each row, in nats: the value of :meth:`log_prob`."""
@@ -484,6 +509,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         """
         self._fitted()
         values = self.schema_.check(X).values
+        self._rows(values)  # or far rows would be found in the draws around them
         with _threads(self.n_jobs):
             return densities.log_mass(self, values, n_draws, random_state)
 
@@ -493,8 +519,19 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         return self.score_samples(X) - offset
 
     def predict(self, X: Any) -> NDArray[np.int64]:
-        """1 for a row like those fitted, −1 for an outlier: less dense than ``contamination`` of the held-out rows."""
-        return np.where(self.decision_function(X) < 0, -1, 1)
+        """1 for a row like those fitted, −1 for an outlier: less dense than all but a share of unseen rows.
+
+        A row that is too far away for a log-density is an outlier too.
+        """
+        self._fitted()
+        values = self.schema_.check(X).values
+        near = ~self.units_.far(values).reshape(len(values), -1).any(1)
+        labels = np.full(len(values), -1)
+        if near.any():
+            with _threads(self.n_jobs):
+                found = densities.log_prob(self, self._rows(values[near]), None).value.numpy()
+            labels[near] = np.where(found < self.offset_, -1, 1)
+        return labels
 
     def fit_predict(self, X: Any, y: Any = None) -> NDArray[np.int64]:  # noqa: ARG002
         """Fit X, and :meth:`predict` it."""
@@ -504,17 +541,42 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
     def offset_(self) -> float:
         """The log-density, in nats, below which a row is an outlier.
 
-        The ``contamination`` quantile over rows held out in training, since the density is larger at rows trained on.
-        Computed when first asked for, if ``contamination`` is None.
+        A quantile over rows that were not trained on, since the density is larger at rows trained on: see
+        :attr:`outlier_share_`. Computed when first asked for, or saved, if ``contamination`` is None.
 
         Raises:
-            InputError: a loaded model that was saved before a threshold was computed.
+            InputError: a share that is below the resolution of these rows; a model saved by an earlier version.
         """
+        unseen = self._measured()
+        return unseen.threshold(outliers.asked(self, unseen))
+
+    @property
+    def outlier_share_(self) -> Estimate:
+        """The share of new rows that :meth:`predict` calls outliers: that asked for, and its standard error.
+
+        New rows are those that the fitted ones are a random sample of. The error is that of the rows that placed the
+        threshold: some √(c(1 − c)/n) for a share c and n rows; copies of a row, and rows of one group, count as one.
+
+        Raises:
+            InputError: as :attr:`offset_`.
+        """
+        unseen = self._measured()
+        return unseen.share(outliers.asked(self, unseen))
+
+    def _measured(self) -> outliers.Unseen:
+        """Rows that were not trained on, with their log-densities."""
         self._fitted()
-        if self._offset is None:
+        if self._unseen.log_prob is None:
+            generator = generator_from(self.random_state, device_from(self.device))
             with _threads(self.n_jobs):
-                self._offset = densities.threshold(self)
-        return self._offset
+                self._unseen = outliers.measured(self, self._unseen, None, generator)
+        return self._unseen
+
+    @property
+    def kept_step_(self) -> int:
+        """The step of training whose weights were kept; 0 is the closed form that training starts from."""
+        self._fitted()
+        return kept(self.history_).step
 
     def diagnose(
         self,
@@ -560,10 +622,15 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
     def save(self, path: str | Path) -> None:
         """Write a folder of ``model.safetensors`` and ``config.json``, atomically; a model that is there is replaced.
 
+        All that the estimator says it says after :meth:`load` too. The log-densities of up to 200 held-out rows, which
+        place the threshold of outliers, are computed first if they were not asked for before.
+
         Raises:
             InputError: the place holds something other than a model, or cannot be written.
         """
         self._fitted()
+        checkpoints.check_destination(path)
+        self._measured()
         checkpoints.save(path, *saved.parts_of(self))
 
     @classmethod
@@ -591,7 +658,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         self._set_fitted(parts.model, parts.schema, parts.grid, parts.units, parts.levels, parts.history)
         self.self_check_, self.score_error_ = parts.check, parts.error
         self.n_held_out_ = parts.n_held_out
-        self._held_out, self._offset = None, parts.offset
+        self._unseen = parts.unseen
 
 
 @contextmanager

@@ -75,19 +75,18 @@ def diagnose(
 
 def _rows(est: ScoreDensity, x: Any, name: str, least: int) -> Tensor:
     """Rows in the model's units."""
-    return est.units_.to_model(est.schema_.check(x, name, min_rows=least).values)
+    return est._rows(est.schema_.check(x, name, min_rows=least).values, name)
 
 
 def _view(est: ScoreDensity) -> View:
     units, columns = est.units_, est.schema_.columns
-    shared = bool((units.scale == 1).all())
     return View(
         offset=units.offset,
         scale=units.scale,
         names=None if columns is None else tuple(map(str, columns)),
-        sigma_unit="data unit" if shared else "standard deviations of each column",
+        sigma_unit="data unit" if (units.scale == 1).all() else units.in_words,
         snap=est.grid_.snap,
-        pixels=shared and are_pixels(est.grid_),
+        pixels=units.shared and are_pixels(est.grid_),
     )
 
 

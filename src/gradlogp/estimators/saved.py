@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from gradlogp.data import Grid, Schema
 from gradlogp.diagnostics import Estimate, ScoreError, SelfCheck
 from gradlogp.estimators import diagnosis
 from gradlogp.estimators.building import FADE, put_together
+from gradlogp.estimators.outliers import Unseen
 from gradlogp.estimators.units import Units
 from gradlogp.models import GaussianReference, MarginalReference, Marginals, OnReference, Reference
 from gradlogp.training import NoiseLevels, Record
@@ -38,7 +38,7 @@ class Fitted:
     check: SelfCheck
     error: ScoreError | None
     n_held_out: int | None
-    offset: float | None
+    unseen: Unseen
 
 
 def parts_of(estimator: ScoreDensity) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -57,12 +57,13 @@ def parts_of(estimator: ScoreDensity) -> tuple[dict[str, Tensor], dict[str, Any]
         "self_check": asdict(estimator.self_check_),
         "score_error": diagnosis.to_json(estimator.score_error_),
         "held_out_rows": estimator.n_held_out_,
-        "offset": estimator._offset,
         "history": [asdict(r) for r in estimator.history_],
         "sampling": [_plan_to_json(plan) for plan in samplers.kept_plans(estimator.model_) if plan.fitted],
     }
     units = estimator.units_
     tensors = {"units.offset": torch.from_numpy(units.offset), "units.scale": torch.from_numpy(units.scale)}
+    unseen = {"unseen.labels": estimator._unseen.labels, "unseen.log_prob": estimator._unseen.log_prob}
+    tensors |= {k: v for k, v in unseen.items() if v is not None}
     return tensors | {f"model.{k}": v for k, v in estimator.model_.state_dict().items()}, config
 
 
@@ -97,14 +98,18 @@ def fitted_from(tensors: dict[str, Tensor], config: dict[str, Any]) -> Fitted:
         check=SelfCheck(half_fisher=entry["half_fisher"], **estimates),
         error=diagnosis.from_json(config.get("score_error")),  # these are not in every configuration
         n_held_out=config.get("held_out_rows"),
-        offset=_offset(config.get("offset")),
+        unseen=_unseen(tensors),
     )
 
 
-def _offset(entry: Any) -> float | None:
-    if entry is not None and not math.isfinite(entry):
-        raise InputError(f"an outlier threshold of {entry}")
-    return None if entry is None else float(entry)
+def _unseen(tensors: dict[str, Tensor]) -> Unseen:
+    """The log-densities that place the threshold of outliers; earlier versions saved none."""
+    if "unseen.log_prob" not in tensors:
+        return Unseen(None, torch.zeros(0, dtype=torch.long))
+    labels, values = tensors["unseen.labels"], tensors["unseen.log_prob"]
+    if values.ndim != 1 or labels.shape != values.shape or not bool(values.isfinite().all()):
+        raise InputError(f"log-densities of unseen rows of shape {tuple(values.shape)}")
+    return Unseen(None, labels, values)
 
 
 def _record(entry: dict[str, Any]) -> Record:

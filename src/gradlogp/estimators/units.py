@@ -9,12 +9,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradlogp.data import Grid
+from gradlogp._shapes import InputError
+from gradlogp.data import Grid, Schema
+from gradlogp.data.containers import cell_name
 
 Array = NDArray[np.float64]
 
 SCALES_APART = 10.0  # columns whose standard deviations differ by more than this factor are given a unit each
 PIXEL_LEVELS = 256
+PLAIN = 1e-12, 1e12  # spreads between which float32 holds rows, noise and losses in the data's own unit
+LARGEST = 1e300  # of values and of 1/spread: beyond, sums, differences and gradients are no float64 numbers
+FAR = 1e15  # model units from the mean: beyond, float32 cannot square a distance
 
 
 @dataclass(frozen=True)
@@ -29,21 +34,94 @@ class Units:
     scale: Array
 
     @classmethod
-    def of_data(cls, values: Array, standardize: bool | str, grid: Grid) -> Units:
-        """The mean, and the columns' standard deviations if they do not share a unit."""
-        offset, spread = values.mean(0), values.std(0)
-        if standardize == "auto":
-            standardize = values.ndim == 2 and not _share_a_unit(spread, grid)
-        return cls(offset, np.where(spread > 0, spread, 1.0) if standardize else np.ones_like(spread))
+    def of_data(cls, values: Array, standardize: bool | str, grid: Grid, schema: Schema) -> Units:
+        """The mean, and the columns' standard deviations if they do not share a unit.
+
+        A unit that is shared is the data's own, or their widest standard deviation where float32 does not hold them.
+
+        Raises:
+            InputError: values, or standard deviations, that float64 or the unit asked for cannot hold.
+        """
+        offset, spread = _moments(values)
+        _refuse(np.abs(values).max(0) > LARGEST, schema, f"values beyond {LARGEST:g}", "smaller ones: divide it")
+        _refuse(
+            (spread > 0) & (spread < 1 / LARGEST), schema, f"a standard deviation below {1 / LARGEST:g}",
+            "a larger one: multiply it, or drop it",
+        )  # fmt: skip
+        one_unit = values.ndim > 2 or _share_a_unit(spread, grid) if standardize == "auto" else not standardize
+        if not one_unit:
+            scale = np.where(spread > 0, spread, 1.0)
+        else:
+            scale = np.full_like(spread, _common_unit(spread, standardize))
+        units = cls(offset, scale)
+        _refuse_collapsed(units, values, schema)
+        return units
+
+    @property
+    def shared(self) -> bool:
+        """Whether all coordinates are measured in one unit."""
+        return bool((self.scale == self.scale.flat[0]).all())
+
+    @property
+    def in_words(self) -> str:
+        """What a noise level is counted in."""
+        if not self.shared:
+            return "standard deviations of each column"
+        unit = self.scale.flat[0]
+        return "the columns' shared unit" if unit == 1 else f"units of {unit:.4g}"
 
     def to_model(self, values: Array) -> Tensor:
         """float32 model units; the difference is taken in float64."""
         return torch.from_numpy((values - self.offset) / self.scale).float()
 
+    def far(self, values: Array) -> NDArray[np.bool_]:
+        """Which cells are farther than 10¹⁵ model units from the mean."""
+        with np.errstate(over="ignore"):
+            return ~(np.abs((values - self.offset) / self.scale) <= FAR)
+
     def from_model(self, z: Tensor) -> Array:
         """Back to the data's units."""
         values: Array = self.offset + self.scale * z.double().numpy()
         return values
+
+
+def _moments(values: Array) -> tuple[Array, Array]:
+    """Mean and standard deviation of each coordinate, of any finite values: scaled by powers of 2, which is exact."""
+    _, exponent = np.frexp(np.abs(values).max(0))
+    scaled = np.ldexp(values, -exponent)
+    return np.ldexp(scaled.mean(0), exponent), np.ldexp(scaled.std(0), exponent)
+
+
+def _common_unit(spread: Array, standardize: bool | str) -> float:
+    """1, or the widest standard deviation where all that vary are too wide or too narrow for float32."""
+    varying = spread[spread > 0]
+    if varying.size == 0 or (varying.min() >= PLAIN[0] and varying.max() <= PLAIN[1]):
+        return 1.0
+    if standardize is False:
+        got = f"standard deviations from {varying.min():.3g} to {varying.max():.3g}"
+        raise InputError(f"standardize: got False and {got}, want True or 'auto' beyond {PLAIN[0]:g} to {PLAIN[1]:g}")
+    return float(varying.max())
+
+
+def _refuse(bad: NDArray[np.bool_], schema: Schema, got: str, want: str) -> None:
+    """Refuse the first coordinate that is bad."""
+    if bad.any():
+        where = cell_name(schema.columns, schema.event_shape, int(bad.reshape(-1).argmax()))
+        raise InputError(f"X: {where}: got {got}, want {want}")
+
+
+def _refuse_collapsed(units: Units, values: Array, schema: Schema) -> None:
+    """Refuse a column that a few far cells make so wide that float32 cannot tell the others apart."""
+    if values.ndim > 2:  # pixels and the like
+        return
+    low, high = np.quantile(values, [0.1, 0.9], axis=0)
+    width = high / units.scale - low / units.scale
+    bad = (width > 0) & (width < 1e-6)
+    if bad.any():
+        column = int(bad.argmax())
+        row = int(np.abs(values[:, column] - units.offset[column]).argmax())
+        got = f"{values[row, column]:g} at row {row}, so far from the others that float32 cannot tell those apart"
+        _refuse(bad, schema, got, "rows without it, or its logarithm")
 
 
 def _share_a_unit(spread: Array, grid: Grid) -> bool:

@@ -22,7 +22,7 @@ from gradlogp.audit import View, check_folder
 from gradlogp.audit.canvas import BLUE, ORANGE, bare, mosaic, new_figure, write
 from gradlogp.data import detect_grid, read
 from gradlogp.diagnostics import Chain, chain
-from gradlogp.estimators import MIN_ROWS, ScoreDensity, Units
+from gradlogp.estimators import MIN_ROWS, ScoreDensity, Units, deal, row_labels
 from gradlogp.estimators.units import are_pixels
 from gradlogp.kernels import Gaussian
 from gradlogp.models import DenoisingAutoencoder, FromDenoiser, GaussianReference, from_denoiser
@@ -65,9 +65,7 @@ class LearntAutoencoder:
     @property
     def sigma_unit(self) -> str:
         """What σ counts."""
-        return (
-            "in the columns' shared unit" if (self.units.scale == 1).all() else "in standard deviations of each column"
-        )
+        return f"in {self.units.in_words}"
 
     def hidden(self, X: Any) -> NDArray[np.float64]:
         """The hidden code of rows of the data, ``(n, n_hidden)``."""
@@ -118,15 +116,15 @@ def learn_autoencoder(
     limit, n_hidden = as_level(max_seconds, "max_seconds").item(), as_count(n_hidden, "n_hidden")
     table, g = read(X, min_rows=MIN_ROWS), torch.Generator().manual_seed(seed)
     grid = detect_grid(table.values)
-    units = Units.of_data(table.values, standardize, grid)
+    units = Units.of_data(table.values, standardize, grid, table.schema)
     z = units.to_model(table.values)
-    z = z[torch.randperm(len(z), generator=g)]
-    n = min(max(2, round(HELD_OUT * len(z))), MOST_HELD_OUT)
+    order, n = deal(row_labels(table.values, grid), min(max(2, round(HELD_OUT * len(z))), MOST_HELD_OUT), g)
+    z = z[order]
     level = GaussianReference.of_data(z).data_scale.item() if sigma is None else as_level(sigma, "sigma").item()
     model = DenoisingAutoencoder.of_data(z[n:] / level, n_hidden, 1.0, generator=g)
     history = tuple(_trained(model, z[n:] / level, z[:n] / level, limit, g, verbose))
     found = chain(_in_data_units(model, level), z[n:], Gaussian(level), generator=torch.Generator().manual_seed(seed))
-    pixels = bool((units.scale == 1).all()) and are_pixels(grid)
+    pixels = units.shared and are_pixels(grid)
     return LearntAutoencoder(model, level, units, history, found, View(units.offset, units.scale, pixels=pixels))
 
 

@@ -290,12 +290,15 @@ def fisher_scale(rows: Batch, n_directions: int, at_least: float = 0.0) -> float
     scale down, of three φ known in closed form, fitted on every other row and measured on the rest with ±noise: the
     Gaussian's, the marginal reference's and the rows' own (Parzen's).
 
+    Copies of a row count once, since a row and its copy would be on both sides.
+
     Args:
         rows: ``(N, *event)``, off their grid.
         n_directions: R, in how many directions they vary.
         at_least: a scale below which it does not matter.
     """
-    fit, x = rows[0 : 2 * _REFERENCES : 2].double(), rows[1 : 2 * _QUERIES : 2].double()
+    rows = _distinct(rows[: 2 * _REFERENCES])
+    fit, x = rows[0::2].double(), rows[1 : 2 * _QUERIES : 2].double()
     if len(rows) < MIN_ROWS or not bool((fit != fit[:1]).any()):
         return None
     gaussian = GaussianReference.of_data(fit)
@@ -307,6 +310,14 @@ def fisher_scale(rows: Batch, n_directions: int, at_least: float = 0.0) -> float
         best = _certified(lambda x_t, kernel: marginal.score(x_t, kernel), x, top, n_directions, lowest, best)
         best = _certified(lambda x_t, kernel: posterior_score(x_t, kernel, fit), x, top, n_directions, lowest, best)
     return math.sqrt(n_directions / best) if best > 0 else None
+
+
+def _distinct(rows: Tensor) -> Tensor:
+    """The rows without copies, each at its first place."""
+    _, index = torch.unique(rows.flatten(1), dim=0, return_inverse=True)
+    first = torch.full((len(rows),), len(rows), device=rows.device)
+    first.scatter_reduce_(0, index, torch.arange(len(rows), device=rows.device), "amin")
+    return rows[first[first < len(rows)].sort().values]
 
 
 def _certified(

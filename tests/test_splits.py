@@ -1,0 +1,121 @@
+"""Copies of a row, and rows of one group, stay on one side of every split."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from gradlogp import InputError, ScoreDensity
+from gradlogp.data import detect_grid
+from gradlogp.estimators.splits import deal, folds, row_labels
+from gradlogp.models import GaussianReference
+from gradlogp.training import NoiseLevels
+from gradlogp.training.levels import fisher_scale
+
+
+def labels_of(values, groups=None):
+    return row_labels(np.asarray(values, dtype=float), detect_grid(values), groups)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,), (3, 2, 2)])
+def test_copies_share_a_label(rng, shape):
+    x = np.repeat(rng.normal(size=(60, *shape)), 5, axis=0)
+    x = x[rng.permutation(300)]
+    labels = labels_of(x)
+    assert len(np.unique(labels)) == 60
+    flat = x.reshape(300, -1)
+    same = (flat[:, None] == flat[None]).all(2)
+    assert np.array_equal(labels[:, None] == labels[None], same)
+
+
+def test_ties_of_counts_of_zeros_and_of_categories_are_no_copies(rng):
+    counts = rng.poisson([1.0, 3.0], size=(400, 2)).astype(float)
+    rain = rng.gamma(2.0, size=(400, 2)) * (rng.random((400, 2)) < 0.6)
+    categories = np.eye(5)[rng.integers(0, 5, 400)]
+    few = np.c_[counts, rain[:, :1] > 0]
+    for x in (counts, rain, categories, few, rng.integers(0, 30, (400, 1)).astype(float)):
+        assert len(np.unique(x, axis=0)) < 400
+        assert np.array_equal(labels_of(x), np.arange(400))
+
+
+def test_groups_join_copies(rng):
+    x = rng.normal(size=(6, 2))
+    x[4] = x[0]
+    labels, want = labels_of(x, ["a", "a", "b", "c", "b", "d"]), np.array([0, 0, 0, 1, 0, 2])
+    assert np.array_equal(labels[:, None] == labels, want[:, None] == want)
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [([1, 2], "groups: got shape"), ([1.0, np.nan, 2.0], "no label at row 1"), (["a", None, "b"], "no label at row 1"),
+     ([[1], [2], [3]], "groups: got shape"), (np.array([1, "a", 2], dtype=object), "different kinds")],
+)  # fmt: skip
+def test_groups_that_are_none(rng, groups, message):
+    with pytest.raises(InputError, match=message):
+        labels_of(rng.normal(size=(3, 2)), groups)
+
+
+def test_different_rows_are_split_as_by_one_permutation():
+    order, cut = deal(np.arange(50), 7, torch.Generator().manual_seed(3))
+    assert torch.equal(order, torch.randperm(50, generator=torch.Generator().manual_seed(3)))
+    assert cut == 7
+
+
+def test_no_label_is_on_both_sides_and_the_first_side_is_as_large_as_asked(rng):
+    labels = np.unique(rng.integers(0, 40, 200), return_inverse=True)[1]
+    for seed in range(20):
+        order, cut = deal(labels, 20, torch.Generator().manual_seed(seed))
+        assert sorted(order.tolist()) == list(range(200))
+        assert not set(labels[order[:cut]]) & set(labels[order[cut:]])
+        last = labels[order[cut - 1]]
+        assert 20 <= cut < 20 + (labels == last).sum()
+
+
+def test_one_label_cannot_be_split():
+    with pytest.raises(InputError, match="want at least 2"):
+        deal(np.zeros(10, dtype=int), 2, torch.Generator())
+
+
+def test_two_groups_are_one_each():
+    order, cut = deal(np.array([0] * 30 + [1] * 10), 2, torch.Generator().manual_seed(0))
+    assert cut in (10, 30)
+    assert len(order) == 40
+
+
+def test_folds_are_even_and_hold_whole_labels(rng):
+    assert torch.bincount(folds(np.arange(89), 5, torch.Generator().manual_seed(0))).tolist() == [18, 18, 18, 18, 17]
+    labels = np.unique(rng.integers(0, 40, 200), return_inverse=True)[1]
+    fold = folds(labels, 5, torch.Generator().manual_seed(0)).numpy()
+    assert all(len(np.unique(fold[labels == k])) == 1 for k in range(labels.max() + 1))
+    assert np.bincount(fold).min() > 20
+
+
+def test_the_smallest_level_is_not_that_of_copies(rng):
+    x = torch.from_numpy(rng.normal(size=(64, 2)))
+    copies = x.repeat_interleave(4, 0)
+    assert fisher_scale(copies, 2) == fisher_scale(x, 2)
+    gaussian = GaussianReference.of_data(x)
+    alone, copied = (NoiseLevels.of_rows(rows, gaussian).sigma_min for rows in (x, copies))
+    assert copied == pytest.approx(alone, rel=1e-3)
+
+
+def test_copies_are_held_out_together(rng):
+    x = np.repeat(rng.normal(size=(60, 2)), 5, axis=0)
+    est = ScoreDensity(random_state=0, n_steps=1, width=8, depth=1, verbose=False).fit(x)
+    assert est.n_held_out_ == 30
+    held_out = est.from_model(est._unseen.rows)
+    assert len(np.unique(held_out.round(5), axis=0)) == 6
+
+
+def test_groups_are_held_out_together(rng):
+    x, groups = rng.normal(size=(60, 2)), np.repeat(list("abcdef"), 10)
+    x[:, 0] += 100 * (groups == "c")
+    est = ScoreDensity(random_state=0, n_steps=1, width=8, depth=1, verbose=False).fit(x, groups=groups)
+    assert est.n_held_out_ == 10
+    assert len(np.unique(groups[[np.abs(x - row).sum(1).argmin() for row in est.from_model(est._unseen.rows)]])) == 1
