@@ -10,6 +10,7 @@ import torch
 from scipy.stats import norm
 
 from gradlogp import InputError, ScoreDensity
+from gradlogp.cli.words import measured
 from gradlogp.estimators import outliers
 from gradlogp.estimators.outliers import NoThresholdError, Unseen
 
@@ -111,3 +112,14 @@ def test_rows_that_float32_holds_have_finite_numbers(est, size):
     for value in (est.grad_log_prob(x), est.denoise(x), est.decision_function(x)):
         assert np.isfinite(value).all()
     assert (value < 0).all()
+
+
+@pytest.mark.parametrize(("learning_rate", "kept"), [(1e-3, 1), (3.0, 0)])
+def test_a_fit_that_keeps_no_step_says_so(learning_rate, kept, capsys):
+    x = np.random.default_rng(0).normal(size=(40, 2))
+    quick = {"n_steps": 1, "width": 8, "depth": 1, "sampling_steps": 2, "learning_rate": learning_rate}
+    est = ScoreDensity(random_state=0, **quick).fit(x)
+    assert est.kept_step_ == kept
+    told = capsys.readouterr().err
+    assert ("No step of training was kept" in told) == (kept == 0)
+    assert any(text.startswith("No step of training was kept") for _, text in measured(est)) == (kept == 0)

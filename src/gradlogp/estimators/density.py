@@ -21,14 +21,14 @@ from gradlogp import checkpoints, likelihood, samplers
 from gradlogp._shapes import Batch, InputError, as_count, as_level
 from gradlogp.audit import Audit
 from gradlogp.data import Grid, Schema, detect_grid, read
-from gradlogp.data.containers import cell_name, short
+from gradlogp.data.containers import short
 from gradlogp.diagnostics import Estimate, SelfCheck, self_check
 from gradlogp.estimators import densities, diagnosis, outliers, saved
 from gradlogp.estimators.building import FEW_COORDINATES, closed_form, network_sizes, put_together
 from gradlogp.estimators.outliers import Again
 from gradlogp.estimators.parameters import check_parameters, device_from, generator_from
 from gradlogp.estimators.splits import deal, row_labels
-from gradlogp.estimators.units import FAR, Array, Units, grid_steps
+from gradlogp.estimators.units import Array, Units, grid_steps
 from gradlogp.kernels import Gaussian, Kernel
 from gradlogp.models import EnergyModel, OnReference, Reference, ScoreModel, posterior
 from gradlogp.training import Goal, NoiseLevels, Recipe, Record, calibrate, kept, train
@@ -326,21 +326,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             InputError: rows that do not fit.
         """
         self._fitted()
-        return self._rows(self.schema_.check(X).values)
-
-    def _rows(self, values: Array, name: str = "X") -> Tensor:
-        """Rows in model units.
-
-        Raises:
-            InputError: rows farther away than float32 can square.
-        """
-        far = self.units_.far(values)
-        if far.any():
-            row, cell = divmod(int(far.reshape(-1).argmax()), far[0].size)
-            where = cell_name(self.schema_.columns, self.schema_.event_shape, cell)
-            got = f"{values.reshape(len(values), -1)[row, cell]:g} in {where} at row {row}"
-            raise InputError(f"{name}: got {got}, want it within {FAR:g} times the noise_scale_ of the fitted mean")
-        return self.units_.to_model(values)
+        return self.units_.checked(self.schema_.check(X).values, self.schema_)
 
     def from_model(self, z: Tensor) -> Any:
         """Rows of the model's as data of the kind that was fitted, not put on the columns' grid: the other way.
@@ -400,7 +386,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         if not isinstance(model, EnergyModel):
             raise InputError("unnormalised_log_prob: got a free-form model, want one fitted with energy=True")
         values = self.schema_.check(X).values
-        level, z = self._level(sigma, len(values)), self._rows(values)
+        level, z = self._level(sigma, len(values)), self.units_.checked(values, self.schema_)
 
         def f(model: ScoreModel, z: Tensor, kernel: Kernel) -> Tensor:
             values = model.unnormalised_log_prob(z, kernel)
@@ -423,7 +409,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         model = self._fitted()
         table = self.schema_.check(X)
         level = self._level(sigma, len(table.values))
-        z, parts = self._rows(table.values), []
+        z, parts = self.units_.checked(table.values, self.schema_), []
         with self._bar(bar or "", len(z), hidden=bar is None) as progress:
             for rows in _slices(len(z), ROWS_AT_A_TIME if bar is None else FEW_ROWS_AT_A_TIME):
                 parts.append(self._inside_and_above(f, model, z[rows], _at(level, rows)))
@@ -480,9 +466,9 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             InputError: rows that do not fit.
         """
         self._fitted()
-        values = self.schema_.check(X).values
+        z = self.to_model(X)
         with _threads(self.n_jobs):
-            return densities.log_prob(self, self._rows(values), trace, random_state)
+            return densities.log_prob(self, z, trace, random_state)
 
     def score_samples(self, X: Any) -> Array:
         """The log-density of each row, in nats: the value of :meth:`log_prob`."""
@@ -509,7 +495,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         """
         self._fitted()
         values = self.schema_.check(X).values
-        self._rows(values)  # or far rows would be found in the draws around them
+        self.units_.checked(values, self.schema_)  # or far rows would be found in the draws around them
         with _threads(self.n_jobs):
             return densities.log_mass(self, values, n_draws, random_state)
 
@@ -529,7 +515,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         labels = np.full(len(values), -1)
         if near.any():
             with _threads(self.n_jobs):
-                found = densities.log_prob(self, self._rows(values[near]), None).value.numpy()
+                found = densities.log_prob(self, self.units_.to_model(values[near]), None).value.numpy()
             labels[near] = np.where(found < self.offset_, -1, 1)
         return labels
 

@@ -75,7 +75,7 @@ def diagnose(
 
 def _rows(est: ScoreDensity, x: Any, name: str, least: int) -> Tensor:
     """Rows in the model's units."""
-    return est._rows(est.schema_.check(x, name, min_rows=least).values, name)
+    return est.units_.checked(est.schema_.check(x, name, min_rows=least).values, est.schema_, name)
 
 
 def _view(est: ScoreDensity) -> View:

@@ -74,6 +74,20 @@ class Units:
         """float32 model units; the difference is taken in float64."""
         return torch.from_numpy((values - self.offset) / self.scale).float()
 
+    def checked(self, values: Array, schema: Schema, name: str = "X") -> Tensor:
+        """Rows in model units, if float32 can square their distances.
+
+        Raises:
+            InputError: naming the first cell that is too far away.
+        """
+        far = self.far(values)
+        if far.any():
+            row, cell = divmod(int(far.reshape(-1).argmax()), far[0].size)
+            where = cell_name(schema.columns, schema.event_shape, cell)
+            got = f"{values.reshape(len(values), -1)[row, cell]:g} in {where} at row {row}"
+            raise InputError(f"{name}: got {got}, want it within {FAR:g} noise units of the fitted mean")
+        return self.to_model(values)
+
     def far(self, values: Array) -> NDArray[np.bool_]:
         """Which cells are farther than 10¹⁵ model units from the mean."""
         with np.errstate(over="ignore"):

@@ -78,7 +78,8 @@ class LearntAutoencoder:
             return self.units.from_model(self.sigma * self.model.reconstruct(self._rows(X)))
 
     def _rows(self, X: Any) -> Tensor:
-        return self.units.to_model(read(X).values) / self.sigma
+        table = read(X)
+        return self.units.checked(table.values, table.schema) / self.sigma
 
     @property
     def score_model(self) -> FromDenoiser:
