@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import deque
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.datasets import load_digits, load_wine
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from gradlogp._shapes import InputError
 from gradlogp.data import Axis, Grid, Schema, Table, detect_grid, load_file, read, save_file
@@ -158,6 +161,126 @@ def test_missing_values_can_be_let_through():
     nullable = pd.DataFrame({"a": pd.array([1, None], dtype="Int64"), "b": pd.array([None, True], dtype="boolean")})
     assert np.isnan(read(nullable, allow_missing=True).values).sum() == 2
     assert np.isnan(read(np.ma.masked_equal([[1, 2], [3, 4]], 4), allow_missing=True).values).sum() == 1
+
+
+IDS = [9007199254740993 + 2 * i for i in range(3)]  # each changes as float64: to ...992, ...996, ...996
+POWERS = [2**40, 2**53, 3 * 2**60, -(2**62)]  # each is a float64
+NULLABLE = pd.DataFrame({"id": pd.array([7, None, *IDS], dtype="Int64")})
+LARGE = {
+    "numpy": (np.array(IDS)[:, None], "column 0, row 0"),
+    "numpy, unsigned": (np.array([[1, 2**64 - 1]], dtype=np.uint64), "column 1, row 0"),
+    "numpy, image": (np.array([[[1, 2], [3, 2**63 - 1]]]), "cell (1, 1), row 0"),
+    "numpy, masked": (np.ma.masked_equal([[1], [IDS[0]]], 1), "column 0, row 1"),
+    "numpy, objects": (np.array([[1.5, 10**30]], dtype=object), "column 1, row 0"),
+    "lists": ([[0.5, 1], [0.5, IDS[0]]], "column 1, row 1"),  # of which numpy makes floats
+    "lists beyond int64": ([[2**63 + 1, -1]], "column 0, row 0"),
+    "lists beyond float64": ([[10**400, -1]], "column 0, row 0"),
+    "torch": (torch.tensor([[1], *[[i] for i in IDS]]), "column 0, row 1"),
+    "torch, unsigned": (torch.tensor(IDS).to(torch.uint64)[:, None], "column 0, row 0"),
+    "list of tensors": ([torch.tensor([i]) for i in IDS], "column 0, row 0"),
+    "pandas": (pd.DataFrame({"x": [0.5] * 3, "id": IDS}), "column 'id', row 0"),
+    "pandas, objects": (pd.DataFrame({"id": [10**30 + i for i in range(3)]}), "column 'id', row 0"),
+    "pandas, nullable": (NULLABLE, "column 'id', row 2"),
+    "pandas, arrow": (pd.DataFrame({"id": pd.array(IDS, dtype="int64[pyarrow]")}), "column 'id', row 0"),
+    "polars": (pl.DataFrame({"id": [None, *IDS]}), "column 'id', row 1"),
+    "polars, unsigned": (pl.DataFrame({"id": pl.Series(IDS, dtype=pl.UInt64)}), "column 'id', row 0"),
+    "polars, 128 bits": (pl.DataFrame({"id": pl.Series([10**30 + 1], dtype=pl.Int128)}), "column 'id', row 0"),
+    "polars, decimals": (pl.DataFrame({"id": [Decimal(10**30 + 1)]}), "column 'id', row 0"),
+    "pyarrow": (pa.table({"id": IDS}), "column 'id', row 0"),
+    "pyarrow, decimals": (pa.table({"id": [Decimal(10**20 + 1)]}), "column 'id', row 0"),
+}
+
+
+@pytest.mark.parametrize("case", LARGE)
+def test_whole_numbers_that_would_change_are_refused(case):
+    x, where = LARGE[case]
+    text = message(read, x, "data", allow_missing=True)
+    assert text.startswith(f"data: {where}: got ")
+    assert "would change to" in text
+    assert "drop the column" in text
+
+
+LARGE_BUT_HELD = {
+    "numpy": np.array(POWERS)[:, None],
+    "numpy, objects": np.array([[2**70], [0.5]], dtype=object),
+    "lists": [[2**70, 1], [1e30, 1e300]],
+    "lists of float32": [np.float32([1e30, 0.1]), np.float32([0.1, 1e20])],
+    "torch": torch.tensor(POWERS)[:, None],
+    "pandas": pd.DataFrame({"id": POWERS}),
+    "pandas, nullable": pd.DataFrame({"id": pd.array(POWERS, dtype="Int64")}),
+    "polars": pl.DataFrame({"id": POWERS}),
+    "polars, 128 bits": pl.DataFrame({"id": pl.Series([2**100, 5], dtype=pl.Int128)}),
+    "polars, decimals": pl.DataFrame({"id": [Decimal("19.47"), Decimal("0.123456789012345678"), Decimal(2**60)]}),
+    "pyarrow": pa.table({"id": POWERS}),
+    "floats": np.array([[1e30], [9007199254740993.0], [1.5e308]]),
+}
+
+
+@pytest.mark.parametrize("case", LARGE_BUT_HELD)
+def test_large_numbers_that_float64_holds_are_read(case):
+    x = LARGE_BUT_HELD[case]
+    want = x["id"].to_pylist() if isinstance(x, pa.Table) else x["id"].to_list() if hasattr(x, "columns") else x
+    assert read(x).values.ravel().tolist() == np.asarray(want, dtype=np.float64).ravel().tolist()
+
+
+ROWS = torch.arange(6.0).reshape(3, 2)
+
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return len(ROWS)
+
+    def __getitem__(self, i):
+        return ROWS[i]
+
+
+AS_ROWS = {
+    "dataset of one tensor": TensorDataset(ROWS),
+    "list of tensors": list(ROWS),
+    "tuple of tensors": tuple(ROWS),
+    "list of arrays": list(ROWS.numpy()),
+    "lists": ROWS.tolist(),
+    "tuples": tuple(map(tuple, ROWS.tolist())),
+    "deque": deque(ROWS.tolist()),
+    "memory": memoryview(ROWS.numpy()),
+    "list of columns' rows": [pd.Series(row) for row in ROWS.tolist()],
+}
+
+
+@pytest.mark.parametrize("case", AS_ROWS)
+def test_what_holds_rows_is_read_as_rows(case):
+    x = AS_ROWS[case]
+    table = read(x)
+    assert table.values.tolist() == ROWS.tolist()
+    back = table.schema.restore(table.values, like=x)
+    assert type(back) is (torch.Tensor if case.endswith(("tensor", "tensors")) else np.ndarray)
+    assert back.tolist() == ROWS.tolist()
+
+
+NO_ROWS = {
+    "dataset of two tensors": (TensorDataset(ROWS, ROWS[:, 0]), ["2 tensors", "dataset.tensors[0]"]),
+    "subset": (Subset(TensorDataset(ROWS), [0, 1]), ["Subset", "torch.stack"]),
+    "dataset": (Rows(), ["got a Rows", "torch.stack"]),
+    "loader": (DataLoader(TensorDataset(ROWS)), ["DataLoader", "torch.cat"]),
+    "list of a dataset": (list(TensorDataset(ROWS)), ["tuples of tensors", "torch.stack"]),
+    "tensors of two shapes": ([ROWS[0], ROWS], ["(2,)", "(3, 2)"]),
+    "list of dictionaries": ([{"a": 1}, {"a": 2}], ["list of dictionaries", "DataFrame"]),
+    "list of frames": ([pd.DataFrame({"a": [1, 2]})] * 2, ["2 data frames", "concat"]),
+    "generator": ((row for row in ROWS), ["generator", "list"]),
+    "map": (map(list, ROWS.tolist()), ["map", "list"]),
+    "zip": (zip([1, 2], [3, 4], strict=True), ["zip", "list"]),
+    "set": ({(1, 2), (3, 4)}, ["set", "list"]),
+    "values of a dictionary": ({"a": [1, 2]}.values(), ["dict_values", "list"]),
+    "module": (torch.nn.Linear(1, 1), ["Linear"]),
+}
+
+
+@pytest.mark.parametrize("case", NO_ROWS)
+def test_what_holds_no_rows_is_refused(case):
+    x, words = NO_ROWS[case]
+    text = message(read, x)
+    for word in words:
+        assert word in text
 
 
 BAD = {

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from gradlogp._shapes import InputError
 from gradlogp.data import dtypes
 from gradlogp.data.dtypes import Floats
+from gradlogp.data.rows import as_array, rows_of, to_compare
+from gradlogp.data.rows import short as short
 
 Name: TypeAlias = str | int
 ARRAYS = ("numpy", "torch")
 FRAMES = ("pandas", "polars", "pyarrow", "modin", "cudf")
-
-_WANT = "want an array, a tensor or a data frame of numbers, (rows, columns)"
 
 
 @dataclass(frozen=True)
@@ -37,61 +37,46 @@ def unpack(x: Any, name: str) -> Parts:
     """Take apart whatever holds the numbers.
 
     Raises:
-        InputError: for a container or a column that does not hold real numbers.
+        InputError: for a container or a column that does not hold real numbers, or whole numbers that float64 does not.
     """
-    if isinstance(x, torch.Tensor):
-        return _unpack_tensor(x, name)
-    if nw.dependencies.is_into_dataframe(x):
+    if not isinstance(x, torch.Tensor) and nw.dependencies.is_into_dataframe(x):
         return _unpack_frame(x, name)
-    _refuse_others(x, name)
-    return _unpack_array(x, name)
-
-
-def _refuse_others(x: Any, name: str) -> None:
-    got = type(x).__name__
-    if hasattr(x, "collect") and hasattr(x, "lazy"):
-        raise InputError(f"{name}: got a lazy frame, want its rows: .collect() it first")
-    if hasattr(x, "nnz") or hasattr(x, "toarray"):
-        raise InputError(f"{name}: got a sparse {got}, want a dense array: call .toarray() first")
-    if nw.dependencies.is_into_series(x) and not isinstance(x, np.ndarray):
-        raise InputError(f"{name}: got one column ({got}), want a data frame: call .to_frame() first")
-    if isinstance(x, str | bytes) or hasattr(x, "__fspath__"):
-        raise InputError(f"{name}: got the text {short(x)}, {_WANT}; a file is read by load_file")
-    if x is None or isinstance(x, dict | set | frozenset):
-        raise InputError(f"{name}: got {got}, {_WANT}")
-
-
-def short(value: Any) -> str:
-    """A value on one line, at most 40 characters of it."""
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+    x = x if isinstance(x, torch.Tensor) else rows_of(x, name)
+    return _unpack_tensor(x, name) if isinstance(x, torch.Tensor) else _unpack_array(x, name)
 
 
 # -- arrays and tensors
 
 
 def _unpack_array(x: Any, name: str) -> Parts:
-    array = _as_array(x, name)
-    kind = array.dtype.kind
+    array = as_array(x, name)
+    kind, dtype = array.dtype.kind, array.dtype.name
     if kind in "US":
         raise InputError(f"{name}: {_first_text(array)}, want numbers only")
     if kind == "c":
         raise InputError(
             f"{name}: got complex numbers ({array.dtype}), want real ones, e.g. x.real and x.imag side by side"
         )
-    if kind not in "fiub" or array.dtype.itemsize > 8:
+    if kind == "O" and all(isinstance(cell, int | float | np.integer) for cell in array.flat):
+        kind, dtype = "f", "float64"
+    elif kind not in "fiub" or array.dtype.itemsize > 8:
         raise InputError(f"{name}: got dtype {array.dtype}, want real numbers of at most 64 bits, e.g. float64")
+    return Parts("numpy", None, (dtype,), _floats(x, array, name))
+
+
+def _floats(x: Any, array: NDArray[Any], name: str) -> Floats:
+    """The array that x is, or makes, as float64 in a copy, NaN for masked."""
+    cells = to_compare(x, array)
+    if cells is not None:
+        return dtypes.exactly(cells, lambda i: f"{name}: {_cell(array.shape, i)}").reshape(array.shape)
     values = array.astype(np.float64, order="C")
-    if isinstance(array, np.ma.MaskedArray):
-        values = np.ma.filled(values, np.nan)
-    return Parts("numpy", None, (array.dtype.name,), values)
+    return np.ma.filled(values, np.nan) if isinstance(array, np.ma.MaskedArray) else values
 
 
-def _as_array(x: Any, name: str) -> NDArray[Any]:
-    try:
-        return x if isinstance(x, np.ma.MaskedArray) else np.asarray(x)
-    except (ValueError, TypeError):
-        raise InputError(f"{name}: got rows of different lengths or not of numbers, want a full table") from None
+def _cell(shape: tuple[int, ...], position: int) -> str:
+    """How a message names a cell of an array, by its column and row."""
+    row, place = divmod(position, max(math.prod(shape[1:]), 1))
+    return f"{cell_name(None, shape[1:], place)}, row {row}" if len(shape) > 1 else f"row {row}"
 
 
 def _first_text(array: NDArray[Any]) -> str:
@@ -111,8 +96,9 @@ def _unpack_tensor(x: torch.Tensor, name: str) -> Parts:
         raise InputError(f"{name}: got a sparse tensor ({x.layout}), want a dense one: call .to_dense() first")
     if dtype not in dtypes.KNOWN:
         raise InputError(f"{name}: got dtype {dtype}, want real numbers, e.g. float32")
-    values = x.detach().to("cpu", torch.float64).contiguous().numpy()
-    return Parts("torch", None, (dtype,), values.copy() if x.dtype == torch.float64 else values)
+    x = x.detach().cpu()
+    array = x.to(torch.float64).numpy() if x.is_floating_point() else x.numpy()
+    return Parts("torch", None, (dtype,), _floats(x, array, name))
 
 
 # -- data frames
@@ -129,7 +115,9 @@ def _unpack_frame(x: Any, name: str) -> Parts:
     if kind == "pandas":
         own = [str(x[c].dtype) for c in columns]
         types = tuple(o if dtypes.plain(o) in dtypes.KNOWN else t for o, t in zip(own, types, strict=True))
-    values = np.column_stack([_series_values(s) for s in series])
+    values = np.column_stack(
+        [_series_values(s, f"{name}: column {short(c)}") for s, c in zip(series, columns, strict=True)]
+    )
     return Parts(kind, columns, types, np.ascontiguousarray(values))
 
 
@@ -161,35 +149,48 @@ def _all_missing(series: nw.Series[Any]) -> bool:
     return bool(len(series) > 0 and series.null_count() == len(series))
 
 
-def _series_values(series: nw.Series[Any]) -> Floats:
+def _series_values(series: nw.Series[Any], what: str) -> Floats:
     """A column as float64, NaN for missing (a column of nulls only may have no type that casts)."""
     if _all_missing(series):
         return np.full(len(series), np.nan)
+    large = series.dtype.is_integer() and len(series) and max(-int(series.min()), int(series.max())) > dtypes.EXACT
+    if large or series.dtype.is_decimal():
+        missing = series.is_null().to_list()
+        cells = [None if none else cell for none, cell in zip(missing, series.to_list(), strict=True)]
+        return dtypes.exactly(cells, lambda i: f"{what}, row {i}")
     return np.asarray(series.cast(nw.Float64).to_numpy(), dtype=np.float64)
 
 
 def _series_type(series: nw.Series[Any], column: Name, name: str) -> str:
-    """The plain type of a frame's column; anything but numbers and bool is refused."""
+    """The plain type of a frame's column; anything but numbers and bool is refused.
+
+    Decimals and whole numbers of 128 bits, which no array has, are float64.
+    """
     dtype = series.dtype
     base = dtypes.plain(str(dtype))
     if base in dtypes.KNOWN:
         return base
-    if _all_missing(series):
+    if _all_missing(series) or dtype.is_decimal() or dtype.is_integer():
         return "float64"
     what = f"{name}: column {short(column)}"
     if dtype in (nw.String, nw.Object, nw.Categorical) or base.startswith("enum"):
         kind = {"string": "text", "object": "objects"}.get(base, "categories")
-        raise InputError(f"{what}: got {kind}, {_first_cell(series)}, want numbers; encode or drop the column first")
+        raise InputError(f"{what}: got {kind}, {_first_cell(series, what)}")
     own = str(getattr(series.to_native(), "dtype", dtype))[:60]
     raise InputError(f"{what}: got the type {own}, want numbers or bool; convert or drop the column first")
 
 
-def _first_cell(series: nw.Series[Any]) -> str:
-    """The first cell that is no number, with its row."""
+def _first_cell(series: nw.Series[Any], what: str) -> str:
+    """The first cell that is no number, with its row, and what to do.
+
+    Raises:
+        InputError: for whole numbers that would change if the advice were taken.
+    """
     for row, cell in enumerate(series.to_list()):
         if cell is not None and not isinstance(cell, int | float):
-            return f"first {short(cell)} at row {row}"
-    return "all of them numbers or missing: its type is none of numbers" if len(series) else "no rows"
+            return f"first {short(cell)} at row {row}, want numbers; encode or drop the column first"
+    dtypes.exactly(series.to_list(), lambda i: f"{what}, row {i}")
+    return "all of them numbers or missing, want a type of numbers; .astype(float) the column first"
 
 
 # -- and together again
