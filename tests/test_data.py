@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import time
@@ -16,7 +18,7 @@ import pyarrow as pa
 import pytest
 import scipy.sparse
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.datasets import load_digits, load_wine
@@ -467,6 +469,27 @@ CSV = {
 }
 
 
+for _name, _text in {
+    "quoted decimal commas": 'a,b\n1,"2,5"\n3,"4,0"\n',
+    "decimal commas, tab": "a\tb\n1\t2,5\n3\t4,0\n",
+    "separators at the ends": "a;b;\n1;2,5;\n3;4,0;\n",
+    "separators at the ends of rows": "a;b\n1;2.5;\n3;4.0;\n",
+    "separators at the end of the header": "a;b;\n1;2.5\n3;4.0\n",
+    "empty columns": "a,,b,,\n1,,2.5,,\n3,,4.0,,\n",
+    "index of pandas": ",a,b\n0,1,2.5\n1,3,4.0\n",
+    "index of text": ",a,b\nu,1,2.5\nv,3,4.0\n",
+    "two levels of index": ",,a,b\nu,0,1,2.5\nv,0,3,4.0\n",
+    "index saved twice": ",Unnamed: 0,a,b\n0,5,1,2.5\n1,7,3,4.0\n",
+    "row names of R": '"a","b"\n"1",1,2.5\n"2",3,4.0\n',
+    "row names of R, unquoted": "a\tb\n1\t1\t2.5\n2\t3\t4.0\n",
+    "comment": "# made by hand, with care\na,b\n1,2.5\n3,4.0\n",
+    "names in a comment": "# made by hand\n# a,b\n1,2.5\n3,4.0\n",
+    "stated separator": "sep=;\na;b\n1;2.5\n3;4.0\n",
+    "blank lines": "a,b\n\n1,2.5\n\n3,4.0\n",
+}.items():
+    CSV[_name] = (_text, ("a", "b"), ("int64", "float64"))
+
+
 @pytest.mark.parametrize("case", CSV)
 def test_csv_as_people_write_it(tmp_path, case):
     text, columns, types = CSV[case]
@@ -476,6 +499,150 @@ def test_csv_as_people_write_it(tmp_path, case):
     assert table.schema.columns == columns
     assert table.schema.dtypes == types
     assert table.values[:2].tolist() == [[1, 2.5], [3, 4]]
+    assert any("saved row index" in note for note in table.notes) == ("index" in case or "row names" in case)
+
+
+MARKS = {  # one file has one decimal mark: what a cell is may only be told by another column
+    "thousands points": ("n;share\n2.155;19,47\n1.030;7,20\n", [[2155, 19.47], [1030, 7.2]], True),
+    "and in one column": ("n;share\n1;2.019,47\n2;7,20\n", [[1, 2019.47], [2, 7.2]], True),
+    "no comma, so decimal points": ("a;b\n2.155;1.030\n1.030;2.155\n", [[2.155, 1.03], [1.03, 2.155]], False),
+    "points that can only be thousands": ("a;b\n1.234.567;1\n2.155;2\n", [[1234567, 1], [2155, 2]], True),
+    "points and three digits after commas": ("a;b\n2.155;1,250\n1.030;0,125\n", [[2155, 1.25], [1030, 0.125]], True),
+    "commas in threes beside ;": ("a;b\n1,243;2\n2,155;3\n", [[1.243, 2], [2.155, 3]], True),
+    "quoted thousands": ('a,b\n"1,243.56",2\n57.8,3\n', [[1243.56, 2], [57.8, 3]], False),
+    "quoted thousands, no decimals": ('a,b\n"1,243",2\n57,3\n', [[1243, 2], [57, 3]], False),
+    "thousands beside decimal points": ("a;b\n1,243;0.5\n2,155;1.25\n", [[1243, 0.5], [2155, 1.25]], False),
+    "thousands, tab": ("a\tb\n1,243\t0.5\n2,155\t1.25\n", [[1243, 0.5], [2155, 1.25]], False),
+    "narrow spaces": ("a;b\n1\u202f243,5;2\n57;3\n", [[1243.5, 2], [57, 3]], True),
+    "spaces": ("a;b\n1 243 567;2\n57;3\n", [[1243567, 2], [57, 3]], False),
+    "apostrophes": ("a,b\n1'243.5,2\n57,3\n", [[1243.5, 2], [57, 3]], False),
+    "no header": ("2.155;19,47\n1.030;7,20\n", [[2155, 19.47], [1030, 7.2]], True),
+    "one column of decimal commas": ("a\n19,47\n7,20\n", [[19.47], [7.2]], True),
+    "exponents": ("a;b\n1,5e3;2\n2E-1;3\n", [[1500, 2], [0.2, 3]], True),
+    "negative": ("a;b\n-2.155,5;\u22122\n+1;3\n", [[-2155.5, -2], [1, 3]], True),
+}
+
+
+@pytest.mark.parametrize("case", MARKS)
+def test_a_file_has_one_decimal_mark(tmp_path, case):
+    text, want, comma = MARKS[case]
+    (tmp_path / "t.csv").write_text(text)
+    table = load_file(tmp_path / "t.csv")
+    assert table.values.tolist() == want
+    assert table.schema.dialect.decimal_comma == comma
+    save_file(tmp_path / "out.csv", table.values, table.schema)
+    again = load_file(tmp_path / "out.csv")
+    assert again.values.tolist() == want
+    assert again.schema.columns == table.schema.columns
+
+
+def test_thousands_marks_are_said(tmp_path):
+    (tmp_path / "t.csv").write_text(MARKS["thousands points"][0])
+    assert load_file(tmp_path / "t.csv").notes == ("points mark thousands: 2.155 in column 'n' is 2155",)
+    (tmp_path / "t.csv").write_text(MARKS["quoted thousands"][0])
+    assert load_file(tmp_path / "t.csv").notes == ("commas mark thousands: 1,243.56 in column 'a' is 1243.56",)
+
+
+def test_a_column_left_out_still_tells_the_decimal_mark(tmp_path):
+    (tmp_path / "t.csv").write_text(MARKS["thousands points"][0])
+    table = load_file(tmp_path / "t.csv", drop=["share"])
+    assert table.values.tolist() == [[2155], [1030]]
+    (tmp_path / "t.csv").write_text("a;b;c\n1;2,5;0.5\n2;3;1.25\n")  # and has no veto
+    assert load_file(tmp_path / "t.csv", drop=["c"]).values.tolist() == [[1, 2.5], [2, 3]]
+
+
+@pytest.mark.parametrize("extension", [".csv", ".parquet"])
+def test_columns_are_chosen_by_name(tmp_path, extension):
+    path, frame = tmp_path / f"t{extension}", pl.DataFrame({"city": ["u", "v"], "a": [1, 2], "b": [3, 4], "c": [5, 6]})
+    frame.write_csv(path) if extension == ".csv" else frame.write_parquet(path)
+    table = load_file(path, columns=["c", "a"])
+    assert table.schema.columns == ("a", "c")  # in the file's order
+    assert table.values.tolist() == [[1, 5], [2, 6]]
+    assert table.notes == ("left out columns 'city', 'b'",)
+    table = load_file(path, drop=["city"])
+    assert table.schema.columns == ("a", "b", "c")
+    assert table.notes == ("left out column 'city'",)
+    assert "did you mean 'city'?" in message(load_file, path, drop=["cty"])
+    assert "no column 'd', 'e'" in message(load_file, path, columns=["a", "d", "e"])
+    assert "all 4 columns left out" in message(load_file, path, drop=["city", "a", "b", "c"])
+    assert "'city'" in message(load_file, path)
+    np.save(tmp_path / "t.npy", np.zeros((2, 2)))
+    assert "no names" in message(load_file, tmp_path / "t.npy", drop=["a"])
+
+
+def test_an_index_column_that_is_asked_for_is_kept(tmp_path):
+    (tmp_path / "t.csv").write_text("Unnamed: 0,a\n3,1\n5,2\n")
+    assert load_file(tmp_path / "t.csv", columns=["Unnamed: 0", "a"]).values.tolist() == [[3, 1], [5, 2]]
+    assert load_file(tmp_path / "t.csv", drop=["Unnamed: 0"]).values.tolist() == [[1], [2]]
+    assert load_file(tmp_path / "t.csv").notes == ("left out column 'Unnamed: 0': a saved row index",)
+
+
+MISSING_WORDS = ("", "NA", "n/a", "NaN", "NULL", "None", "missing", "?", "-", ".", "*", "#DIV/0!", "<NA>", "\\N")
+
+
+@pytest.mark.parametrize("word", MISSING_WORDS)
+def test_words_and_signs_for_missing(tmp_path, word):
+    (tmp_path / "t.csv").write_text(f"a,b\n1,2.5\n{word},{word}\n3,4\n")
+    values = load_file(tmp_path / "t.csv", allow_missing=True).values
+    np.testing.assert_array_equal(values, [[1, 2.5], [np.nan, np.nan], [3, 4]])
+    assert "1 cell missing" in message(load_file, tmp_path / "t.csv")
+
+
+# -- random tables in random dialects
+
+
+def written(value: float, places: int, decimal: str, thousands: str) -> str:
+    """A number as a spreadsheet would show it."""
+    whole, _, rest = f"{abs(value):,.{places}f}".partition(".")
+    return "-" * int(value < 0) + whole.replace(",", thousands) + (decimal + rest if places else "")
+
+
+def random_table(r: np.random.Generator) -> tuple[np.ndarray, list[int]]:
+    """Numbers and how many decimals each column has; the first tells the decimal mark."""
+    n, places = int(r.integers(2, 8)), [2, *r.choice([0, 0, 1, 3], int(r.integers(1, 4))).tolist()]
+    values = np.column_stack([np.round(r.normal(0, 10.0 ** r.integers(0, 7), n), p) for p in places]) + 0.0
+    values[0, 0] = 7.25
+    return values, places
+
+
+def random_file(r: np.random.Generator, values: np.ndarray, places: list[int]) -> tuple[str, list[str], np.ndarray]:
+    """The table as text in a random dialect, the names it has then, and what is in it with NaN for missing."""
+    separator, decimal = r.choice([",", ";", "\t"]), r.choice([".", ","])
+    thousands = str(r.choice(["", "," if decimal == "." else ".", " ", "\u00a0", "'"]))
+    header, word = bool(r.random() < 0.7), str(r.choice(MISSING_WORDS))
+    index = str(r.choice(["no", "", "Unnamed: 0"])) if header else "no"
+    missing = (r.random(values.shape) < 0.2 * r.integers(0, 2)) & (np.arange(len(values)) > 0)[:, None]
+    names = [str(r.choice(["c", "a name", "x,y", "x;y"])) + str(j) for j in range(len(places))]
+    rows = [
+        [word if gone else written(v, p, decimal, thousands) for v, p, gone in zip(row, places, lost, strict=True)]
+        for row, lost in zip(values, missing, strict=True)
+    ]
+    out = io.StringIO()
+    quoting = csv.QUOTE_ALL if r.random() < 0.5 else csv.QUOTE_MINIMAL
+    writer = csv.writer(out, delimiter=str(separator), quoting=quoting, lineterminator="\n")
+    writer.writerows([[index, *names][index == "no" :]] * header)
+    writer.writerows([[str(i), *row][index == "no" :] for i, row in enumerate(rows)])
+    end = str(separator) * int(r.integers(0, 2))
+    comments = "# of nothing, really; no name\n" * int(r.integers(0, 3))
+    text = comments + "".join(f"{line}{end}\n" for line in out.getvalue().splitlines())
+    own = names if header else [f"column_{j}" for j in range(len(places))]
+    return text.replace("\n", str(r.choice(["\n", "\r\n"]))), own, np.where(missing, np.nan, values)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_any_table_in_any_dialect_comes_back(tmp_path_factory, seed):
+    r = np.random.default_rng(seed)
+    text, names, want = random_file(r, *random_table(r))
+    path = tmp_path_factory.mktemp("dialect") / "t.csv"
+    path.write_bytes(text.encode())
+    table = load_file(path, allow_missing=True)
+    assert table.schema.columns == tuple(names)
+    np.testing.assert_array_equal(table.values, want)
+    save_file(path, np.nan_to_num(want), table.schema)
+    again = load_file(path)
+    assert again.schema.columns == tuple(names)
+    np.testing.assert_array_equal(again.values, np.nan_to_num(want))
 
 
 @pytest.mark.parametrize(
@@ -515,13 +682,34 @@ BAD_FILES = {
     "gap.csv": (b"a,b\n1,2\n,4\n", ["'a'", "missing", "row 1"]),
     "gap1.csv": (b"a\n1\n\n2\n", ["'a'", "missing", "row 1"]),
     "na.csv": (b"a,b\n1,2\nNA,4\n", ["'a'", "missing", "row 1"]),
-    "comma.csv": (b'a,b\n1,"2,5"\n2,3\n', ["'b'", "'2,5'", "row 0"]),
+    "marks.csv": (
+        b"a;b;c\n1;2,5;0.5\n2;3;1.25\n",
+        ["points in column 'c' ('0.5')", "commas in column 'b' ('2,5')", "one"],
+    ),
+    "marks2.csv": (b"a;b\n1;2,5\n2;3.5\n", ["'b'", "decimal points and decimal commas", "one decimal mark"]),
+    "marks3.csv": (b"a;b\n0.250;19,47\n1.030;7,20\n", ["points in column 'a' ('0.250')", "'b' ('19,47')"]),
+    "thousands.csv": (b"a\tb\n1\t2,155\n2\t1,030\n", ["'b'", "'2,155'", "decimal comma or thousands"]),
+    "large.csv": (b"a,id\n1,7\n2,9007199254740993\n", ["'id', row 1: got 9007199254740993", "740992", "drop"]),
+    "larger.csv": (b"a,id\n1,7\n2,1000000000000000000000000000001\n", ["'id', row 1", "0000001", "drop the column"]),
+    "larger2.csv": (b'a;id\n1,5;"9.007.199.254.740.993"\n2,5;"1.000"\n', ["'id'", "row 0", "9007199254740993"]),
+    "percent.csv": (b"a,b\n1,37.8%\n2,1 %\n", ["'b'", "percentages", "'37.8%'", "row 0", "remove the %"]),
+    "money.csv": (b"a,b\n1,$57.86\n2,\xe2\x82\xac1\n", ["'b'", "amounts of money", "'$57.86'", "remove the currency"]),
+    "unit.csv": (b"a,b\n1,57 kg\n2,61.5kg\n", ["'b'", "a unit", "'57 kg'", "remove the unit"]),
+    "texts.csv": (b"a,b,c,d\n1,x,y,2\n2,u,v,3\n", ["columns 'b', 'c'", "'x' at row 0 of 'b'", "drop the columns"]),
+    "nine.csv": (b",".join(b"c%d" % i for i in range(13)) + b"\n" + b",".join([b"x"] * 13), ["and 3 more"]),
+    "marked.csv": (b"a,b\n1,2\n?,4\n", ["'a'", "1 cell missing", "row 1"]),
+    "excel.csv": (b"a,b\n1,2\n3,#DIV/0!\n", ["'b'", "1 cell missing", "row 1"]),
+    "name.csv": (b"a,,c\n1,2,3\n", ["no name", "column 1"]),
+    "nameless.csv": (b",,\n1,x,3\n", ["no column with a name"]),
+    "missing first.csv": (b",2.5\n1,3.5\n", ["'column_0'", "missing", "row 0"]),
+    "unquoted.csv": (b"a,b\n1,2,5\n7,3,5\n", ["3 cells in row 0 (line 2)", "'1,2,5'", "quote a cell"]),
+    "commented.csv": (b"# one\n# two\n\na,b\n1,2\n3\n", ["1 cell in row 1 (line 6)", "'3'"]),
+    "late comment.csv": (b"a,b\n1,2\n# end\n", ["'# end'", "line 3"]),
     "mixed.csv": (b"a,b\n1,2\n2,true\n", ["'b'", "'true'", "row 1"]),
     "quote.csv": (b'a,b\n1,"2\n', ["cannot be parsed"]),
     "two.csv": (b"a;b,c\n1;2,3\n4,5\n", ["text", "'1;2'"]),
     "inf.csv": (b"a,b\n1,2\ninf,4\n", ["'a'", "infinite", "row 1"]),
     "twice.csv": (b"a,a\n1,2\n", ["2 columns named 'a'"]),
-    "index.csv": (b",a\n0,2\n1,3\n", ["no name", "column 0"]),
     "spaces.csv": (b"1.0 2.0\n3.0 4.0\n", ["text", "comma"]),
     "corrupt.parquet": (b"PAR1 and more", ["corrupt"]),
     "corrupt.npy": (b"nothing", ["corrupt"]),
@@ -606,8 +794,18 @@ def test_any_changed_byte_is_harmless(tmp_path, extension):
 def test_parquet_with_text_or_a_saved_index(tmp_path):
     pl.DataFrame({"a": [1, 2], "s": ["u", "v"]}).write_parquet(tmp_path / "t.parquet")
     assert "'s'" in message(load_file, tmp_path / "t.parquet")
-    pl.DataFrame({"a": [1, 2], "__index_level_0__": [5, 3]}).write_parquet(tmp_path / "t.parquet")
-    assert "index" in message(load_file, tmp_path / "t.parquet")
+    pl.DataFrame({"a": [1, 2], "s": ["u", "v"], "t": ["u", "v"]}).write_parquet(tmp_path / "t.parquet")
+    assert "'t' hold no numbers either" in message(load_file, tmp_path / "t.parquet")
+    filtered = pd.DataFrame({"a": [1, 2, 3, 4], "b": [0.5, 1.5, 2.5, 3.5]}).query("a != 2")
+    filtered.to_parquet(tmp_path / "t.parquet")
+    arrow = pa.Table.from_pandas(filtered)
+    assert "__index_level_0__" in arrow.column_names
+    for table in (load_file(tmp_path / "t.parquet"), read(arrow), read(pl.read_parquet(tmp_path / "t.parquet"))):
+        assert table.values.tolist() == [[1, 0.5], [3, 2.5], [4, 3.5]]
+        assert table.schema.columns == ("a", "b")
+        assert table.notes == ("left out column '__index_level_0__': a saved row index",)
+    back = read(arrow).schema.restore(np.zeros((3, 2)), like=arrow)
+    assert back.column_names == ["a", "b"]
 
 
 def test_saving_is_refused_early(tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -19,18 +21,20 @@ from gradlogp.data.rows import as_array, rows_of, to_compare
 from gradlogp.data.rows import short as short
 
 Name: TypeAlias = str | int
+UNNAMED = r"Unnamed: 0(\.\d+|_level_\d+)?"  # what pandas calls a first column without a name
 ARRAYS = ("numpy", "torch")
 FRAMES = ("pandas", "polars", "pyarrow", "modin", "cudf")
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A container taken apart: its kind, column names and types, and its numbers with NaN for missing."""
+    """A container taken apart: kind, names and types of columns, numbers with NaN for missing, notes for the table."""
 
     kind: str
     columns: tuple[Name, ...] | None
     dtypes: tuple[str, ...]
     values: Floats
+    notes: tuple[str, ...] = ()
 
 
 def unpack(x: Any, name: str) -> Parts:
@@ -105,20 +109,18 @@ def _unpack_tensor(x: torch.Tensor, name: str) -> Parts:
 
 
 def _unpack_frame(x: Any, name: str) -> Parts:
-    columns = _frame_columns(x, name)
+    columns, notes = without_index(_frame_columns(x, name))
     frame = nw.from_native(x, eager_only=True)
     if not columns:
         raise InputError(f"{name}: got 0 columns, want at least one")
-    series = [frame.get_column(column) for column in columns]
-    types = tuple(_series_type(s, c, name) for s, c in zip(series, columns, strict=True))
+    series = {column: frame.get_column(column) for column in columns}
+    types = _series_types(series, name)
     kind = frame.implementation.value
     if kind == "pandas":
         own = [str(x[c].dtype) for c in columns]
         types = tuple(o if dtypes.plain(o) in dtypes.KNOWN else t for o, t in zip(own, types, strict=True))
-    values = np.column_stack(
-        [_series_values(s, f"{name}: column {short(c)}") for s, c in zip(series, columns, strict=True)]
-    )
-    return Parts(kind, columns, types, np.ascontiguousarray(values))
+    values = np.column_stack([_series_values(s, f"{name}: column {short(c)}") for c, s in series.items()])
+    return Parts(kind, columns, types, np.ascontiguousarray(values), notes)
 
 
 def _frame_columns(x: Any, name: str) -> tuple[Name, ...]:
@@ -129,6 +131,28 @@ def _frame_columns(x: Any, name: str) -> tuple[Name, ...]:
         if not isinstance(column, str | int) or isinstance(column, bool):
             raise InputError(f"{name}: got the column name {short(column)}, want text (or whole numbers)")
     return unique(tuple(names), name)
+
+
+def without_index(
+    columns: tuple[Name, ...], keep: Sequence[str] | None = None
+) -> tuple[tuple[Name, ...], tuple[str, ...]]:
+    """The columns but for a saved row index, and lines on that: pandas saves one as ``__index_level_0__``.
+
+    In a file (``keep`` not None) that is also a first column ``Unnamed: 0``, as pandas calls one without a name, unless
+    it is among those to keep.
+    """
+    index = [c for c in columns if isinstance(c, str) and re.fullmatch(r"__index_level_\d+__", c)]
+    if keep is not None:
+        unnamed = itertools.takewhile(lambda c: bool(re.fullmatch(UNNAMED, str(c))), columns)
+        index += [str(c) for c in unnamed if c not in keep]
+    notes = tuple(f"left out column {short(c)}: a saved row index" for c in index)
+    return tuple(c for c in columns if c not in index), notes
+
+
+def some(names: Sequence[Name]) -> str:
+    """Names on one line, at most ten of them."""
+    shown = ", ".join(map(short, names[:10]))
+    return shown + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def unique(columns: tuple[Name, ...], name: str) -> tuple[Name, ...]:
@@ -161,23 +185,34 @@ def _series_values(series: nw.Series[Any], what: str) -> Floats:
     return np.asarray(series.cast(nw.Float64).to_numpy(), dtype=np.float64)
 
 
-def _series_type(series: nw.Series[Any], column: Name, name: str) -> str:
-    """The plain type of a frame's column; anything but numbers and bool is refused.
+def _series_types(series: dict[Name, nw.Series[Any]], name: str) -> tuple[str, ...]:
+    """The plain types of a frame's columns; anything but numbers and bool is refused.
 
     Decimals and whole numbers of 128 bits, which no array has, are float64.
     """
-    dtype = series.dtype
-    base = dtypes.plain(str(dtype))
+    types = {column: _series_type(s) for column, s in series.items()}
+    bad = [column for column, dtype in types.items() if dtype is None]
+    if bad:
+        others = f" (columns {some(bad[1:])} hold no numbers either)" if len(bad) > 1 else ""
+        raise InputError(f"{name}: column {short(bad[0])}: {_no_numbers(series[bad[0]], name, bad[0])}{others}")
+    return tuple(dtype for dtype in types.values() if dtype is not None)
+
+
+def _series_type(series: nw.Series[Any]) -> str | None:
+    base = dtypes.plain(str(series.dtype))
     if base in dtypes.KNOWN:
         return base
-    if _all_missing(series) or dtype.is_decimal() or dtype.is_integer():
-        return "float64"
-    what = f"{name}: column {short(column)}"
+    return "float64" if _all_missing(series) or series.dtype.is_decimal() or series.dtype.is_integer() else None
+
+
+def _no_numbers(series: nw.Series[Any], name: str, column: Name) -> str:
+    """What a column holds that holds no numbers, and what to do."""
+    dtype, base = series.dtype, dtypes.plain(str(series.dtype))
     if dtype in (nw.String, nw.Object, nw.Categorical) or base.startswith("enum"):
         kind = {"string": "text", "object": "objects"}.get(base, "categories")
-        raise InputError(f"{what}: got {kind}, {_first_cell(series, what)}")
+        return f"got {kind}, {_first_cell(series, f'{name}: column {short(column)}')}"
     own = str(getattr(series.to_native(), "dtype", dtype))[:60]
-    raise InputError(f"{what}: got the type {own}, want numbers or bool; convert or drop the column first")
+    return f"got the type {own}, want numbers or bool; convert or drop the column first"
 
 
 def _first_cell(series: nw.Series[Any], what: str) -> str:
@@ -260,6 +295,12 @@ def check_numbers(parts: Parts, name: str, *, min_rows: int, allow_missing: bool
         raise InputError(f"{name}: {_describe(parts, bad.reshape(shape[0], -1))}")
 
 
+def _others(parts: Parts, places: list[int]) -> str:
+    if parts.columns is not None:
+        return some([parts.columns[i] for i in places])
+    return f"{len(places)} other {'columns' if parts.values.ndim == 2 else 'cells'}"
+
+
 def _describe(parts: Parts, bad: NDArray[np.bool_]) -> str:
     """The first bad column: how many cells, and the first of them."""
     position = int(np.flatnonzero(bad.any(0))[0])
@@ -268,8 +309,8 @@ def _describe(parts: Parts, bad: NDArray[np.bool_]) -> str:
     where = cell_name(parts.columns, parts.values.shape[1:], position)
     infinite = bool(np.isinf(parts.values.reshape(len(bad), -1)[row, position]))
     word = "infinite" if infinite else "missing (NaN or null)"
-    others = int(bad.sum()) - int(column.sum())
-    more = f" and {others} more in other columns" if others else ""
+    others = [i for i in np.flatnonzero(bad.any(0)).tolist() if i != position]
+    more = f" and {int(bad[:, others].sum())} more in {_others(parts, others)}" if others else ""
     cells = f"{int(column.sum())} cell{'s' * (int(column.sum()) != 1)}"
     hint = "replace or drop them first" if infinite else "drop or fill them first"
     return f"{where}: got {cells} {word}, first at row {row}{more}, want finite numbers; {hint}"
