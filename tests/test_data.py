@@ -929,6 +929,67 @@ def test_continuous_data_are_on_no_grid(case):
     assert grid.snap(np.array([[1e30], [0.123]])).ravel().tolist() == [1e30, 0.123]
 
 
+LARGEST = 1.7976931348623157e308
+EXTREME = {  # the values, and the step where they repeat; 0 where there is none, or none that is a number
+    "largest": ([1e308, -1e308, 0.0, 1.0], 0),
+    "three in the largest span": ([-1e308, 0.0, 1e308], 1e308),
+    "a step too large": ([-LARGEST, LARGEST], 0),
+    "small": ([1e-300, 2e-300, 3e-300, 7e-300], 1e-300),
+    "smallest": ([5e-324, 1e-323, 2e-323, 0.0], 5e-324),
+    "the smallest of all": ([0.0, 5e-324], 5e-324),
+    "smallest and largest": ([5e-324, 1e308, 3.0], 0),
+    "largest normal": ((RNG.normal(size=40) * 4e307).tolist(), 0),
+    "smallest normal": ((RNG.normal(size=40) * 1e-300).tolist(), 0),
+}
+
+
+@pytest.mark.parametrize("repeats", [1, 4])
+@pytest.mark.parametrize("case", EXTREME)
+def test_grids_of_the_largest_and_smallest_numbers(case, repeats):
+    values, step = EXTREME[case]
+    column = np.array(values * repeats)[:, None]
+    grid = detect_grid(column)
+    assert grid.step[0] == pytest.approx(step if repeats > 1 else 0, rel=1e-12, abs=0)
+    assert (grid.snap(column) == column).all()
+    assert Grid.from_json(json.loads(json.dumps(grid.to_json()))) == grid
+    if grid.step[0]:
+        out = grid.snap(np.array([[-np.inf], [np.inf], [LARGEST], [np.nan]])).ravel().tolist()
+        assert out[:3] == [min(values), max(values), max(values)]
+        assert np.isnan(out[3])
+
+
+@pytest.mark.parametrize("power", [-1000, -300, 40, 900])
+def test_a_grid_in_another_unit_is_the_same_grid(power):
+    """A power of two changes no digit of a number, so that all of the grid is multiplied by it."""
+    values = RNG.integers(0, 40, (300, 1)) * np.pi - 17.3
+    axis, other = detect_grid(values).axes[0], detect_grid(np.ldexp(values, power)).axes[0]
+    assert axis.step == pytest.approx(np.pi, rel=1e-12)
+    assert (other.step, other.low, other.high) == tuple(np.ldexp([axis.step, axis.low, axis.high], power))
+    assert other.points == tuple(np.ldexp(axis.points, power))
+
+
+def test_decimals_without_a_grid_are_kept():
+    values = np.round(RNG.normal(size=(3000, 1)) * 50, 5)
+    grid = detect_grid(np.hstack([values, NORMAL, np.rint(NORMAL * 3)]))
+    assert grid.step.tolist() == [0, 0, 1]
+    new = np.array([[10.984324597462228, 10.984324597462228, 1.4], [1e300, 1e300, 0.6], [np.nan, np.nan, 0.0]])
+    out = [[10.98432, 10.984324597462228, 1], [1e300, 1e300, 1]]
+    assert grid.snap(new)[:2].tolist() == out
+    assert np.isnan(grid.snap(new)[2, :2]).all()
+    assert Grid.from_json(json.loads(json.dumps(grid.to_json()))) == grid
+    rounded = grid.rounded(new)
+    assert rounded[:2, :2].tolist() == [row[:2] for row in out]
+    assert rounded[:, 2].tolist() == [1.4, 0.6, 0]  # the mean of whole numbers is none
+
+
+def test_rounding_to_the_decimals_of_wine():
+    grid = detect_grid(load_wine().data)
+    rows = grid.rounded(load_wine().data[:3] + 0.0043245974622)
+    assert rows[:, 0].tolist() == [14.23, 13.2, 13.16]  # two decimals
+    assert rows[:, 3].tolist() == [15.6, 11.2, 18.6]  # one
+    assert (rows[:, 4] - load_wine().data[:3, 4]).tolist() == pytest.approx([0.0043245974622] * 3)
+
+
 def test_constants_come_back_exactly():
     grid = detect_grid(np.full((5, 1), 0.1))
     assert grid.step[0] == 0
@@ -979,7 +1040,7 @@ def test_grid_refuses():
         [{"step": 1, "offset": 0, "low": 0, "high": 1}],
         [{"step": -1, "offset": 0, "low": 0, "high": 1, "scale": 1}],
         [{"step": 1, "offset": 0, "low": 0, "high": float("inf"), "scale": 1}],
-        [{"step": 0, "offset": 0, "low": 0, "high": 1, "scale": 1}],
+        [{"step": 0, "offset": 0, "low": 0, "high": 1, "scale": 255}],
         [{"step": 1, "offset": 0, "low": 0, "high": 2, "points": [0, 1]}],
         [{"step": 1, "offset": 0, "low": 0, "high": 2, "scale": 1, "code": "x"}],
     ],
