@@ -526,6 +526,7 @@ LINES = {
     "validation": ("fit good.csv --out new --validation-fraction 0", "--validation-fraction: got 0"),
     "contamination": ("fit good.csv --out new --contamination 0.7", "--contamination: got 0.7", "(0, 0.5]"),
     "objective": ("fit good.csv --out new --objective speed", "--objective: got 'speed'"),
+    "chain's seed": ("chain good.csv --seed 99999999999999999999999", "--seed: got 999", "2**64 - 1"),
     "chain's sigma": ("chain good.csv --sigma 0", "--sigma: got 0"),
     "chain's hidden": ("chain good.csv --hidden 0", "--hidden: got 0"),
     "no energy": ("logprob model good.csv --out l.csv --unnormalised 1", "--unnormalised: got", "fitted with --energy"),
