@@ -570,6 +570,15 @@ def test_columns_are_chosen_by_name(tmp_path, extension):
     assert "no names" in message(load_file, tmp_path / "t.npy", drop=["a"])
 
 
+def test_what_a_column_left_out_holds_does_not_matter(tmp_path):
+    (tmp_path / "t.csv").write_text(f"id,when,a,b\n{10**30 + 1},2020-01-01,1,true\n{10**30 + 2},12:30,2,false\n")
+    table = load_file(tmp_path / "t.csv", drop=["id", "when"])
+    assert table.values.tolist() == [[1, 1], [2, 0]]
+    assert table.schema.dtypes == ("int64", "bool")
+    (tmp_path / "t.csv").write_text("id;a;b\n9007199254740993;1,5;true\n9007199254740995;2;false\n")
+    assert load_file(tmp_path / "t.csv", drop=["id"]).values.tolist() == [[1.5, 1], [2, 0]]
+
+
 def test_an_index_column_that_is_asked_for_is_kept(tmp_path):
     (tmp_path / "t.csv").write_text("Unnamed: 0,a\n3,1\n5,2\n")
     assert load_file(tmp_path / "t.csv", columns=["Unnamed: 0", "a"]).values.tolist() == [[3, 1], [5, 2]]

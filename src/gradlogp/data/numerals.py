@@ -74,15 +74,18 @@ def to_numbers(texts: pl.DataFrame, separator: str, kept: list[str], what: str) 
         InputError: for text, columns with different decimal marks, and whole numbers that float64 does not hold.
     """
     cells = {column.name: _cells(column, _SPACED if texts.width > 1 else _TIGHT) for column in texts.iter_columns()}
-    plain = {name: _plain(column, f"{what}: column {short(name)}") for name, column in cells.items()}
-    decimal = "."
+    plain = {name: _plain(column) for name, column in cells.items()}
+    decimal, bare = ".", dict[str, pl.Series | None](cells)
     if any(column is None for column in plain.values()):
         decimal = _decimal_mark(cells, plain, separator, kept, what)
-        plain = {name: _read(cells[name], decimal, f"{what}: column {short(name)}") for name in kept}
+        bare = {name: _unmarked(cells[name], decimal) for name in kept}
+        plain = {name: None if column is None else _plain(column) for name, column in bare.items()}
     text = [name for name in kept if plain[name] is None]
     if text:
         raise InputError(f"{what}: {_describe({name: cells[name] for name in text}, decimal, texts.width)}")
     numbers = pl.DataFrame([column for name in kept if (column := plain[name]) is not None])
+    for name in kept:
+        _check_whole(bare[name], numbers[name], f"{what}: column {short(name)}")
     return numbers, decimal == ",", _thousands([cells[name] for name in kept], decimal)
 
 
@@ -100,30 +103,31 @@ def _cells(column: pl.Series, spaced: str) -> pl.Series:
     return pl.select(pl.when(marked).then(bare).otherwise(text)).to_series().alias(column.name)
 
 
-def _plain(text: pl.Series, what: str) -> pl.Series | None:
-    """The numbers or truths of cells without thousands marks and with decimal points; None where a cell is neither.
-
-    Raises:
-        InputError: for whole numbers that float64 does not hold.
-    """
+def _plain(text: pl.Series) -> pl.Series | None:
+    """The numbers or truths of cells without thousands marks and with decimal points; None where a cell is neither."""
     bare = text.str.strip_prefix("+")
     for dtype in (pl.Int64, pl.Float64):
         numbers = bare.cast(dtype, strict=False)
         if numbers.null_count() == text.null_count():
-            if dtype == pl.Float64 and text.drop_nulls().str.contains(r"^[+-]?\d+$").all():
-                dtypes.exactly([None if cell is None else int(cell) for cell in text], lambda i: f"{what}, row {i}")
             return numbers
-    words = text.str.to_lowercase()
-    return words == "true" if words.drop_nulls().is_in(["true", "false"]).all() else None
+    return text.str.to_lowercase() == "true" if _are_truths(text) else None
 
 
-def _read(text: pl.Series, decimal: str, what: str) -> pl.Series | None:
-    """The numbers of cells with these marks."""
+def _are_truths(text: pl.Series) -> bool:
+    return bool(text.drop_nulls().str.to_lowercase().is_in(["true", "false"]).all())
+
+
+def _check_whole(text: pl.Series | None, numbers: pl.Series, what: str) -> None:
+    """Refuse whole numbers beyond int64 that float64 does not hold."""
+    if text is not None and numbers.dtype == pl.Float64 and text.drop_nulls().str.contains(r"^[+-]?[0-9]+$").all():
+        dtypes.exactly([None if cell is None else int(cell) for cell in text], lambda i: f"{what}, row {i}")
+
+
+def _unmarked(text: pl.Series, decimal: str) -> pl.Series | None:
+    """Cells with decimal points and no thousands marks, or truths; None where a cell is neither with these marks."""
     if _fits(text, decimal):
-        text = text.str.replace_all(_other(decimal), "", literal=True).str.replace(decimal, ".", literal=True)
-    elif decimal == "," and not text.drop_nulls().str.to_lowercase().is_in(["true", "false"]).all():
-        return None
-    return _plain(text, what)
+        return text.str.replace_all(_other(decimal), "", literal=True).str.replace(decimal, ".", literal=True)
+    return text if _are_truths(text) else None
 
 
 def _fits(text: pl.Series, decimal: str) -> bool:
