@@ -24,7 +24,7 @@ import torch
 from jaxtyping import config as jaxtyping_config
 from sklearn.exceptions import NotFittedError
 
-from gradlogp import InputError, ScoreDensity
+from gradlogp import InputError, ScoreDensity, kernels, samplers, training
 from gradlogp.cli import main
 
 QUICK = {"n_steps": 2, "width": 4, "depth": 1, "device": "cpu", "random_state": 0, "verbose": False}
@@ -202,7 +202,7 @@ def test_seeds_of_samples(est, seed):
 
 
 SIGMAS = {
-    "zero": (0, "got 0", "> 0"),
+    "zero": (0, "got 0", "> 0", "level 0 has no noise", "denoise"),
     "negative": (-1.0, "got -1", "> 0"),
     "NaN": (math.nan, "got nan"),
     "infinite": (math.inf, "got inf"),
@@ -225,6 +225,19 @@ def test_levels(est, use, kind):
     text = message(getattr(est, use), GOOD, sigma)
     assert text.startswith("sigma: got")
     says(text, "want", *words)
+
+
+ZERO_LEVELS = {
+    "kernel": lambda: kernels.Gaussian(0),
+    "kernels": lambda: kernels.Gaussian(torch.tensor([1.0, 0.0])),
+    "levels": lambda: samplers.given([1.0, 0.5, 0.0]),
+    "range": lambda: training.NoiseLevels(0.0, 1.0),
+}
+
+
+@pytest.mark.parametrize("kind", ZERO_LEVELS)
+def test_level_zero_points_to_denoising(kind):
+    says(message(ZERO_LEVELS[kind]), "got 0, want a finite number > 0", "level 0 has no noise", "denoise")
 
 
 ROWS = {
@@ -363,8 +376,8 @@ def digest(folder: Path) -> dict[str, str]:
     return hashes | {str(p.relative_to(folder)): "" for p in folder.rglob("*") if p.is_dir()}
 
 
-def refused(capsys, home: Path, argv: list[str], *words: str) -> None:
-    """Exit code 2, one line on stderr, none on stdout, and every file as it was."""
+def refused(capsys, home: Path, argv: list[str], *words: str) -> str:
+    """Exit code 2, one line on stderr, which is returned, none on stdout, and every file as it was."""
     before = digest(home)
     capsys.readouterr()
     code = main(argv)
@@ -377,6 +390,7 @@ def refused(capsys, home: Path, argv: list[str], *words: str) -> None:
     assert "Traceback" not in err
     says(err, *words)
     assert digest(home) == before
+    return err
 
 
 def save(name: str, content: bytes | str | pl.DataFrame | np.ndarray | dict):
@@ -454,7 +468,6 @@ def test_files_to_use(home, kind, command, capsys):
 
 TABLES = {
     "too few columns": ("a,b\n1,2\n", "no column 'c'"),
-    "too many columns": ("a,b,c,d\n1,2,3,4\n", "extra column 'd'"),
     "other names": ("x,y,z\n1,2,3\n", "no column 'a', 'b', 'c'"),
 }
 
@@ -470,10 +483,26 @@ def test_tables_of_other_columns(home, kind, command, capsys):
 
 
 LINES = {
-    "no command": ("", "required: COMMAND"),
     "an unknown command": ("train good.csv", "'train'", "choose from"),
-    "an unknown option": ("fit good.csv --out new --epochs 3", "--epochs"),
-    "a shortened option": ("fit good.csv --out new --sig 3", "--sig"),
+    "a mistyped command": ("smaple model -n 3", "'smaple'", "did you mean sample?"),
+    "a mistyped command alone": ("fitt", "did you mean fit?"),
+    "an unknown option": ("fit good.csv --out new --epochs 3", "unrecognized arguments: --epochs 3 (see gradlogp fit"),
+    "a mistyped option": ("fit good.csv --out new --stesp 3", "--stesp", "did you mean --steps?"),
+    "a mistyped option with =": ("fit good.csv --out new --pateince=3", "did you mean --patience?"),
+    "a shortened option": ("fit good.csv --out new --sig 3", "--sig", "did you mean --sigma-min or --sigma-max?"),
+    "columns and drop": ("fit good.csv --out new --columns a --drop b", "--drop", "not allowed with", "--columns"),
+    "columns without one": ("fit good.csv --out new --columns", "--columns", "expected at least one"),
+    "a column that is not there": ("fit good.csv --out new --columns a,d", "no column 'd'", "'a', 'b', 'c'"),
+    "a mistyped column": ("chain long.csv --drop lenght", "no column 'lenght'", "did you mean 'length'?"),
+    "all columns dropped": ("fit good.csv --out new --drop a b c", "all 3 columns left out"),
+    "columns of an array": ("fit good.npy --out new --columns a", "no names", "want csv or parquet"),
+    "columns of a model's chain": ("chain good.csv --model model --drop a", "--model: got", "--columns or --drop"),
+    "a text column": ("fit text.csv --out new", "columns 'city', 'kind'", "or leave out with --drop"),
+    "a large identifier": (
+        "fit ids.csv --out new",
+        "'id', row 0: got 9007199254740993",
+        "leave the column out with --drop",
+    ),
     "no data": ("fit --out new", "DATA"),
     "no out": ("fit good.csv", "--out"),
     "out without a value": ("fit good.csv --out", "expected one argument"),
@@ -495,6 +524,15 @@ LINES = {
     "batch size": ("fit good.csv --out new --batch-size 0", "--batch-size: got 0"),
     "patience": ("fit good.csv --out new --patience 0", "--patience: got 0"),
     "validation": ("fit good.csv --out new --validation-fraction 0", "--validation-fraction: got 0"),
+    "contamination": ("fit good.csv --out new --contamination 0.7", "--contamination: got 0.7", "(0, 0.5]"),
+    "objective": ("fit good.csv --out new --objective speed", "--objective: got 'speed'"),
+    "chain's seed": ("chain good.csv --seed 99999999999999999999999", "--seed: got 999", "2**64 - 1"),
+    "chain's sigma": ("chain good.csv --sigma 0", "--sigma: got 0"),
+    "chain's hidden": ("chain good.csv --hidden 0", "--hidden: got 0"),
+    "no energy": ("logprob model good.csv --out l.csv --unnormalised 1", "--unnormalised: got", "fitted with --energy"),
+    "atol": ("logprob model good.csv --out l.csv --atol -1", "--atol: got -1"),
+    "levels of a diagnosis": ("diagnose model good.csv --levels 1", "--levels: got 1"),
+    "few rows to diagnose": ("diagnose model few.csv", "DATA: got 2 rows, want at least 8"),
     "device": ("fit good.csv --out new --device tpu", "--device: got 'tpu'"),
     "seed negative": ("fit good.csv --out new --seed -1", "--seed: got -1"),
     "seed no number": ("fit good.csv --out new --seed x", "--seed", "'x'"),
@@ -514,7 +552,7 @@ LINES = {
     "sample to no folder": ("sample model -n 2 --out no/s.csv", "no folder"),
     "sample on no device": ("sample model -n 2 --out s.csv --device tpu", "--device: got 'tpu'"),
     "sample with a bad seed": ("sample model -n 2 --out s.csv --seed -1", "--seed: got -1"),
-    "sigma zero": ("grad model good.csv --sigma 0 --out g.csv", "--sigma: got 0", "> 0"),
+    "sigma zero": ("grad model good.csv --sigma 0 --out g.csv", "--sigma: got 0", "> 0", "and denoise"),
     "sigma negative": ("denoise model good.csv --sigma -2 --out g.csv", "--sigma: got -2"),
     "sigma NaN": ("grad model good.csv --sigma nan --out g.csv", "--sigma: got nan"),
     "sigma too small": ("grad model good.csv --sigma 1e-9 --out g.csv", "smallest trained"),
@@ -543,7 +581,29 @@ def test_command_lines(home, kind, capsys):
     (home / "other").mkdir()
     (home / "other" / "thesis.tex").write_text("mine")
     (home / "dir.csv").mkdir()
-    refused(capsys, home, line.split(), *words)
+    (home / "text.csv").write_text("a,city,kind\n" + 20 * "1,x,y\n")
+    (home / "long.csv").write_text("a,length\n" + 20 * "1,2\n")
+    (home / "few.csv").write_text("a,b,c\n1,2,3\n4,5,6\n")
+    (home / "ids.csv").write_text("a,id\n" + 20 * "1,9007199254740993\n")
+    np.save("good.npy", GOOD)
+    text = refused(capsys, home, line.split(), *words)
+    for word in ("=True", "None", "sigma_min", "max_seconds", "X:", "random_state"):  # of Python
+        assert word not in text
+
+
+@pytest.mark.parametrize(
+    ("line", "usage", "lacks"), [("", "COMMAND", "COMMAND"), ("fit", "--out MODEL", "DATA, --out")]
+)
+def test_a_bare_command_shows_its_help_too(home, capsys, line, usage, lacks):
+    before = digest(home)
+    assert main(line.split()) == 2
+    out, err = capsys.readouterr()
+    assert out.startswith(f"usage: gradlogp {line}".rstrip())
+    assert usage in out
+    assert "example:" in out
+    assert err.startswith(f"gradlogp: error: the following arguments are required: {lacks}")
+    assert err.count("\n") == 1
+    assert digest(home) == before
 
 
 def test_images_do_not_fit_in_csv(home, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
@@ -12,12 +13,15 @@ import types
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
+from sklearn.datasets import load_wine
 
 from gradlogp import ScoreDensity, __version__, estimators
 from gradlogp.cli import main
-from gradlogp.cli.arguments import parser
+from gradlogp.cli.arguments import parse, parser
+from gradlogp.cli.words import load_chosen
 from gradlogp.data import load_file
 
 QUICK = ["--steps", "20", "--width", "8", "--depth", "1"]
@@ -167,6 +171,93 @@ def test_fit_is_the_same_every_time_and_replaces_a_model(home, tmp_path):
     assert drawn[0].equals(drawn[1])
     assert not drawn[0].equals(drawn[2])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "s.parquet"]
+
+
+# -- columns left out, and decimals
+
+
+@pytest.fixture(scope="module")
+def wine(tmp_path_factory) -> Path:
+    """A folder with wine.csv as pandas saves it, with an index and a column of text, and a model fitted on it."""
+    home = tmp_path_factory.mktemp("wine")
+    frame = pd.DataFrame(load_wine().data[:, [0, 3, 12]], columns=["alcohol", "ash", "proline"])
+    frame["proline"] = frame["proline"].astype(int)
+    frame.insert(1, "origin", "Piedmont")
+    frame.insert(2, "a,b", 1.5)
+    frame.to_csv(home / "wine.csv")
+    argv = ["fit", home / "wine.csv", "--out", home / "model", "--drop", "origin", '"a,b"', *QUICK]
+    with pytest.MonkeyPatch.context() as patch:
+        printed = io.StringIO()
+        patch.setattr(sys, "stdout", printed)
+        assert main([str(a) for a in argv]) == 0
+    (home / "printed").write_text(printed.getvalue())
+    return home
+
+
+def decimals(column: pl.Series) -> int:
+    """The most decimals that a column of text has."""
+    return max(len(cell.partition(".")[2]) for cell in column)
+
+
+def test_what_fit_left_out_is_said(wine):
+    lines = (wine / "printed").read_text().splitlines()
+    assert lines[0] == f"{wine / 'wine.csv'}: left out the first column, which has no name: a saved row index"
+    assert lines[1] == f"{wine / 'wine.csv'}: left out columns 'origin', 'a,b'"
+    assert ScoreDensity.load(wine / "model").schema_.columns == ("alcohol", "ash", "proline")
+
+
+CHOICES = {
+    "ash,alcohol": ["--columns", "ash,alcohol"],
+    "ash alcohol": ["--columns", "ash", "alcohol"],
+    "twice": ["--columns", "ash", "--columns", "alcohol"],
+    "drop": ["--drop", "origin, proline", '"a,b"'],
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("command", [["fit", "--out", "m"], ["chain"]])
+def test_columns_are_named_with_spaces_or_commas_between(wine, command, choice, capsys):
+    args = parse([*command, str(wine / "wine.csv"), *CHOICES[choice]])
+    assert load_chosen(args, 10).schema.columns == ("alcohol", "ash")
+    assert "left out columns 'origin', 'a,b', 'proline'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["grad", "denoise"])
+def test_a_file_with_columns_that_were_left_out_can_be_used(wine, tmp_path, capsys, command):
+    out, _ = run(capsys, command, wine / "model", wine / "wine.csv", "--sigma", 0.5, "--out", tmp_path / "o.csv")
+    assert out.splitlines()[1] == f"{wine / 'wine.csv'}: left out columns 'origin', 'a,b'"
+    got = load_file(tmp_path / "o.csv")
+    assert got.schema.columns == ("alcohol", "ash", "proline")
+    model, rows = ScoreDensity.load(wine / "model"), load_file(wine / "wine.csv", drop=["origin", "a,b"])
+    if command == "grad":  # in full
+        assert (got.values == model.grad_log_prob(rows, 0.5).to_numpy()).all()
+    else:
+        want = model.denoise(rows, 0.5).to_numpy()
+        assert (got.values == np.column_stack([want[:, 0].round(2), want[:, 1].round(1), want[:, 2]])).all()
+
+
+def test_other_commands_read_the_fitted_columns(wine, tmp_path, capsys):
+    run(capsys, "logprob", wine / "model", wine / "wine.csv", "--out", tmp_path / "l.csv", "--atol", 0.1, "--quiet")
+    out, _ = run(capsys, "chain", wine / "wine.csv", "--model", wine / "model", "--sigma", 0.5)
+    assert "left out columns 'origin', 'a,b'" in out
+    text = pl.read_csv(wine / "wine.csv").drop("")
+    text.select("proline", "origin", "ash", "alcohol").write_parquet(tmp_path / "w.parquet")
+    out, _ = run(capsys, "grad", wine / "model", tmp_path / "w.parquet", "--sigma", 1, "--out", tmp_path / "g.parquet")
+    assert out.startswith(f"{tmp_path / 'w.parquet'}: left out column 'origin'\n")
+    assert pl.read_parquet(tmp_path / "g.parquet").columns == ["proline", "ash", "alcohol"]
+
+
+def test_decimals_come_back_as_they_were(wine, tmp_path, capsys):
+    run(capsys, "sample", wine / "model", "-n", 50, "--out", tmp_path / "s.csv")
+    run(
+        capsys, "denoise", wine / "model", wine / "wine.csv", "--sigma", 0.5,
+        "--out", tmp_path / "d.csv", "--std", tmp_path / "std.csv",
+    )  # fmt: skip
+    sampled, denoised, spread = (pl.read_csv(tmp_path / f"{n}.csv", infer_schema=False) for n in ("s", "d", "std"))
+    assert [decimals(sampled[c]) for c in ("alcohol", "ash", "proline")] == [2, 1, 0]
+    assert [decimals(denoised[c]) for c in ("alcohol", "ash")] == [2, 1]
+    assert decimals(denoised["proline"]) > 3  # the mean of whole numbers is none
+    assert decimals(spread["alcohol"]) > 3
 
 
 # -- sample, grad, denoise: every format, with names and types

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import time
+from collections import deque
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +18,11 @@ import pyarrow as pa
 import pytest
 import scipy.sparse
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.datasets import load_digits, load_wine
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from gradlogp._shapes import InputError
 from gradlogp.data import Axis, Grid, Schema, Table, detect_grid, load_file, read, save_file
@@ -158,6 +163,126 @@ def test_missing_values_can_be_let_through():
     nullable = pd.DataFrame({"a": pd.array([1, None], dtype="Int64"), "b": pd.array([None, True], dtype="boolean")})
     assert np.isnan(read(nullable, allow_missing=True).values).sum() == 2
     assert np.isnan(read(np.ma.masked_equal([[1, 2], [3, 4]], 4), allow_missing=True).values).sum() == 1
+
+
+IDS = [9007199254740993 + 2 * i for i in range(3)]  # each changes as float64: to ...992, ...996, ...996
+POWERS = [2**40, 2**53, 3 * 2**60, -(2**62)]  # each is a float64
+NULLABLE = pd.DataFrame({"id": pd.array([7, None, *IDS], dtype="Int64")})
+LARGE = {
+    "numpy": (np.array(IDS)[:, None], "column 0, row 0"),
+    "numpy, unsigned": (np.array([[1, 2**64 - 1]], dtype=np.uint64), "column 1, row 0"),
+    "numpy, image": (np.array([[[1, 2], [3, 2**63 - 1]]]), "cell (1, 1), row 0"),
+    "numpy, masked": (np.ma.masked_equal([[1], [IDS[0]]], 1), "column 0, row 1"),
+    "numpy, objects": (np.array([[1.5, 10**30]], dtype=object), "column 1, row 0"),
+    "lists": ([[0.5, 1], [0.5, IDS[0]]], "column 1, row 1"),  # of which numpy makes floats
+    "lists beyond int64": ([[2**63 + 1, -1]], "column 0, row 0"),
+    "lists beyond float64": ([[10**400, -1]], "column 0, row 0"),
+    "torch": (torch.tensor([[1], *[[i] for i in IDS]]), "column 0, row 1"),
+    "torch, unsigned": (torch.tensor(IDS).to(torch.uint64)[:, None], "column 0, row 0"),
+    "list of tensors": ([torch.tensor([i]) for i in IDS], "column 0, row 0"),
+    "pandas": (pd.DataFrame({"x": [0.5] * 3, "id": IDS}), "column 'id', row 0"),
+    "pandas, objects": (pd.DataFrame({"id": [10**30 + i for i in range(3)]}), "column 'id', row 0"),
+    "pandas, nullable": (NULLABLE, "column 'id', row 2"),
+    "pandas, arrow": (pd.DataFrame({"id": pd.array(IDS, dtype="int64[pyarrow]")}), "column 'id', row 0"),
+    "polars": (pl.DataFrame({"id": [None, *IDS]}), "column 'id', row 1"),
+    "polars, unsigned": (pl.DataFrame({"id": pl.Series(IDS, dtype=pl.UInt64)}), "column 'id', row 0"),
+    "polars, 128 bits": (pl.DataFrame({"id": pl.Series([10**30 + 1], dtype=pl.Int128)}), "column 'id', row 0"),
+    "polars, decimals": (pl.DataFrame({"id": [Decimal(10**30 + 1)]}), "column 'id', row 0"),
+    "pyarrow": (pa.table({"id": IDS}), "column 'id', row 0"),
+    "pyarrow, decimals": (pa.table({"id": [Decimal(10**20 + 1)]}), "column 'id', row 0"),
+}
+
+
+@pytest.mark.parametrize("case", LARGE)
+def test_whole_numbers_that_would_change_are_refused(case):
+    x, where = LARGE[case]
+    text = message(read, x, "data", allow_missing=True)
+    assert text.startswith(f"data: {where}: got ")
+    assert "would change to" in text
+    assert "drop the column" in text
+
+
+LARGE_BUT_HELD = {
+    "numpy": np.array(POWERS)[:, None],
+    "numpy, objects": np.array([[2**70], [0.5]], dtype=object),
+    "lists": [[2**70, 1], [1e30, 1e300]],
+    "lists of float32": [np.float32([1e30, 0.1]), np.float32([0.1, 1e20])],
+    "torch": torch.tensor(POWERS)[:, None],
+    "pandas": pd.DataFrame({"id": POWERS}),
+    "pandas, nullable": pd.DataFrame({"id": pd.array(POWERS, dtype="Int64")}),
+    "polars": pl.DataFrame({"id": POWERS}),
+    "polars, 128 bits": pl.DataFrame({"id": pl.Series([2**100, 5], dtype=pl.Int128)}),
+    "polars, decimals": pl.DataFrame({"id": [Decimal("19.47"), Decimal("0.123456789012345678"), Decimal(2**60)]}),
+    "pyarrow": pa.table({"id": POWERS}),
+    "floats": np.array([[1e30], [9007199254740993.0], [1.5e308]]),
+}
+
+
+@pytest.mark.parametrize("case", LARGE_BUT_HELD)
+def test_large_numbers_that_float64_holds_are_read(case):
+    x = LARGE_BUT_HELD[case]
+    want = x["id"].to_pylist() if isinstance(x, pa.Table) else x["id"].to_list() if hasattr(x, "columns") else x
+    assert read(x).values.ravel().tolist() == np.asarray(want, dtype=np.float64).ravel().tolist()
+
+
+ROWS = torch.arange(6.0).reshape(3, 2)
+
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return len(ROWS)
+
+    def __getitem__(self, i):
+        return ROWS[i]
+
+
+AS_ROWS = {
+    "dataset of one tensor": TensorDataset(ROWS),
+    "list of tensors": list(ROWS),
+    "tuple of tensors": tuple(ROWS),
+    "list of arrays": list(ROWS.numpy()),
+    "lists": ROWS.tolist(),
+    "tuples": tuple(map(tuple, ROWS.tolist())),
+    "deque": deque(ROWS.tolist()),
+    "memory": memoryview(ROWS.numpy()),
+    "list of columns' rows": [pd.Series(row) for row in ROWS.tolist()],
+}
+
+
+@pytest.mark.parametrize("case", AS_ROWS)
+def test_what_holds_rows_is_read_as_rows(case):
+    x = AS_ROWS[case]
+    table = read(x)
+    assert table.values.tolist() == ROWS.tolist()
+    back = table.schema.restore(table.values, like=x)
+    assert type(back) is (torch.Tensor if case.endswith(("tensor", "tensors")) else np.ndarray)
+    assert back.tolist() == ROWS.tolist()
+
+
+NO_ROWS = {
+    "dataset of two tensors": (TensorDataset(ROWS, ROWS[:, 0]), ["2 tensors", "dataset.tensors[0]"]),
+    "subset": (Subset(TensorDataset(ROWS), [0, 1]), ["Subset", "torch.stack"]),
+    "dataset": (Rows(), ["got a Rows", "torch.stack"]),
+    "loader": (DataLoader(TensorDataset(ROWS)), ["DataLoader", "torch.cat"]),
+    "list of a dataset": (list(TensorDataset(ROWS)), ["tuples of tensors", "torch.stack"]),
+    "tensors of two shapes": ([ROWS[0], ROWS], ["(2,)", "(3, 2)"]),
+    "list of dictionaries": ([{"a": 1}, {"a": 2}], ["list of dictionaries", "DataFrame"]),
+    "list of frames": ([pd.DataFrame({"a": [1, 2]})] * 2, ["2 data frames", "concat"]),
+    "generator": ((row for row in ROWS), ["generator", "list"]),
+    "map": (map(list, ROWS.tolist()), ["map", "list"]),
+    "zip": (zip([1, 2], [3, 4], strict=True), ["zip", "list"]),
+    "set": ({(1, 2), (3, 4)}, ["set", "list"]),
+    "values of a dictionary": ({"a": [1, 2]}.values(), ["dict_values", "list"]),
+    "module": (torch.nn.Linear(1, 1), ["Linear"]),
+}
+
+
+@pytest.mark.parametrize("case", NO_ROWS)
+def test_what_holds_no_rows_is_refused(case):
+    x, words = NO_ROWS[case]
+    text = message(read, x)
+    for word in words:
+        assert word in text
 
 
 BAD = {
@@ -344,6 +469,27 @@ CSV = {
 }
 
 
+for _name, _text in {
+    "quoted decimal commas": 'a,b\n1,"2,5"\n3,"4,0"\n',
+    "decimal commas, tab": "a\tb\n1\t2,5\n3\t4,0\n",
+    "separators at the ends": "a;b;\n1;2,5;\n3;4,0;\n",
+    "separators at the ends of rows": "a;b\n1;2.5;\n3;4.0;\n",
+    "separators at the end of the header": "a;b;\n1;2.5\n3;4.0\n",
+    "empty columns": "a,,b,,\n1,,2.5,,\n3,,4.0,,\n",
+    "index of pandas": ",a,b\n0,1,2.5\n1,3,4.0\n",
+    "index of text": ",a,b\nu,1,2.5\nv,3,4.0\n",
+    "two levels of index": ",,a,b\nu,0,1,2.5\nv,0,3,4.0\n",
+    "index saved twice": ",Unnamed: 0,a,b\n0,5,1,2.5\n1,7,3,4.0\n",
+    "row names of R": '"a","b"\n"1",1,2.5\n"2",3,4.0\n',
+    "row names of R, unquoted": "a\tb\n1\t1\t2.5\n2\t3\t4.0\n",
+    "comment": "# made by hand, with care\na,b\n1,2.5\n3,4.0\n",
+    "names in a comment": "# made by hand\n# a,b\n1,2.5\n3,4.0\n",
+    "stated separator": "sep=;\na;b\n1;2.5\n3;4.0\n",
+    "blank lines": "a,b\n\n1,2.5\n\n3,4.0\n",
+}.items():
+    CSV[_name] = (_text, ("a", "b"), ("int64", "float64"))
+
+
 @pytest.mark.parametrize("case", CSV)
 def test_csv_as_people_write_it(tmp_path, case):
     text, columns, types = CSV[case]
@@ -353,6 +499,159 @@ def test_csv_as_people_write_it(tmp_path, case):
     assert table.schema.columns == columns
     assert table.schema.dtypes == types
     assert table.values[:2].tolist() == [[1, 2.5], [3, 4]]
+    assert any("saved row index" in note for note in table.notes) == ("index" in case or "row names" in case)
+
+
+MARKS = {  # one file has one decimal mark: what a cell is may only be told by another column
+    "thousands points": ("n;share\n2.155;19,47\n1.030;7,20\n", [[2155, 19.47], [1030, 7.2]], True),
+    "and in one column": ("n;share\n1;2.019,47\n2;7,20\n", [[1, 2019.47], [2, 7.2]], True),
+    "no comma, so decimal points": ("a;b\n2.155;1.030\n1.030;2.155\n", [[2.155, 1.03], [1.03, 2.155]], False),
+    "points that can only be thousands": ("a;b\n1.234.567;1\n2.155;2\n", [[1234567, 1], [2155, 2]], True),
+    "points and three digits after commas": ("a;b\n2.155;1,250\n1.030;0,125\n", [[2155, 1.25], [1030, 0.125]], True),
+    "commas in threes beside ;": ("a;b\n1,243;2\n2,155;3\n", [[1.243, 2], [2.155, 3]], True),
+    "quoted thousands": ('a,b\n"1,243.56",2\n57.8,3\n', [[1243.56, 2], [57.8, 3]], False),
+    "quoted thousands, no decimals": ('a,b\n"1,243",2\n57,3\n', [[1243, 2], [57, 3]], False),
+    "thousands beside decimal points": ("a;b\n1,243;0.5\n2,155;1.25\n", [[1243, 0.5], [2155, 1.25]], False),
+    "thousands, tab": ("a\tb\n1,243\t0.5\n2,155\t1.25\n", [[1243, 0.5], [2155, 1.25]], False),
+    "narrow spaces": ("a;b\n1\u202f243,5;2\n57;3\n", [[1243.5, 2], [57, 3]], True),
+    "spaces": ("a;b\n1 243 567;2\n57;3\n", [[1243567, 2], [57, 3]], False),
+    "apostrophes": ("a,b\n1'243.5,2\n57,3\n", [[1243.5, 2], [57, 3]], False),
+    "no header": ("2.155;19,47\n1.030;7,20\n", [[2155, 19.47], [1030, 7.2]], True),
+    "one column of decimal commas": ("a\n19,47\n7,20\n", [[19.47], [7.2]], True),
+    "exponents": ("a;b\n1,5e3;2\n2E-1;3\n", [[1500, 2], [0.2, 3]], True),
+    "negative": ("a;b\n-2.155,5;\u22122\n+1;3\n", [[-2155.5, -2], [1, 3]], True),
+}
+
+
+@pytest.mark.parametrize("case", MARKS)
+def test_a_file_has_one_decimal_mark(tmp_path, case):
+    text, want, comma = MARKS[case]
+    (tmp_path / "t.csv").write_text(text)
+    table = load_file(tmp_path / "t.csv")
+    assert table.values.tolist() == want
+    assert table.schema.dialect.decimal_comma == comma
+    save_file(tmp_path / "out.csv", table.values, table.schema)
+    again = load_file(tmp_path / "out.csv")
+    assert again.values.tolist() == want
+    assert again.schema.columns == table.schema.columns
+
+
+def test_thousands_marks_are_said(tmp_path):
+    (tmp_path / "t.csv").write_text(MARKS["thousands points"][0])
+    assert load_file(tmp_path / "t.csv").notes == ("points mark thousands: 2.155 in column 'n' is 2155",)
+    (tmp_path / "t.csv").write_text(MARKS["quoted thousands"][0])
+    assert load_file(tmp_path / "t.csv").notes == ("commas mark thousands: 1,243.56 in column 'a' is 1243.56",)
+
+
+def test_a_column_left_out_still_tells_the_decimal_mark(tmp_path):
+    (tmp_path / "t.csv").write_text(MARKS["thousands points"][0])
+    table = load_file(tmp_path / "t.csv", drop=["share"])
+    assert table.values.tolist() == [[2155], [1030]]
+    (tmp_path / "t.csv").write_text("a;b;c\n1;2,5;0.5\n2;3;1.25\n")  # and has no veto
+    assert load_file(tmp_path / "t.csv", drop=["c"]).values.tolist() == [[1, 2.5], [2, 3]]
+
+
+@pytest.mark.parametrize("extension", [".csv", ".parquet"])
+def test_columns_are_chosen_by_name(tmp_path, extension):
+    path, frame = tmp_path / f"t{extension}", pl.DataFrame({"city": ["u", "v"], "a": [1, 2], "b": [3, 4], "c": [5, 6]})
+    frame.write_csv(path) if extension == ".csv" else frame.write_parquet(path)
+    table = load_file(path, columns=["c", "a"])
+    assert table.schema.columns == ("a", "c")  # in the file's order
+    assert table.values.tolist() == [[1, 5], [2, 6]]
+    assert table.notes == ("left out columns 'city', 'b'",)
+    table = load_file(path, drop=["city"])
+    assert table.schema.columns == ("a", "b", "c")
+    assert table.notes == ("left out column 'city'",)
+    assert "did you mean 'city'?" in message(load_file, path, drop=["cty"])
+    assert "no column 'd', 'e'" in message(load_file, path, columns=["a", "d", "e"])
+    assert "all 4 columns left out" in message(load_file, path, drop=["city", "a", "b", "c"])
+    assert "'city'" in message(load_file, path)
+    np.save(tmp_path / "t.npy", np.zeros((2, 2)))
+    assert "no names" in message(load_file, tmp_path / "t.npy", drop=["a"])
+
+
+def test_what_a_column_left_out_holds_does_not_matter(tmp_path):
+    (tmp_path / "t.csv").write_text(f"id,when,a,b\n{10**30 + 1},2020-01-01,1,true\n{10**30 + 2},12:30,2,false\n")
+    table = load_file(tmp_path / "t.csv", drop=["id", "when"])
+    assert table.values.tolist() == [[1, 1], [2, 0]]
+    assert table.schema.dtypes == ("int64", "bool")
+    (tmp_path / "t.csv").write_text("id;a;b\n9007199254740993;1,5;true\n9007199254740995;2;false\n")
+    assert load_file(tmp_path / "t.csv", drop=["id"]).values.tolist() == [[1.5, 1], [2, 0]]
+
+
+def test_an_index_column_that_is_asked_for_is_kept(tmp_path):
+    (tmp_path / "t.csv").write_text("Unnamed: 0,a\n3,1\n5,2\n")
+    assert load_file(tmp_path / "t.csv", columns=["Unnamed: 0", "a"]).values.tolist() == [[3, 1], [5, 2]]
+    assert load_file(tmp_path / "t.csv", drop=["Unnamed: 0"]).values.tolist() == [[1], [2]]
+    assert load_file(tmp_path / "t.csv").notes == ("left out column 'Unnamed: 0': a saved row index",)
+
+
+MISSING_WORDS = ("", "NA", "n/a", "NaN", "NULL", "None", "missing", "?", "-", ".", "*", "#DIV/0!", "<NA>", "\\N")
+
+
+@pytest.mark.parametrize("word", MISSING_WORDS)
+def test_words_and_signs_for_missing(tmp_path, word):
+    (tmp_path / "t.csv").write_text(f"a,b\n1,2.5\n{word},{word}\n3,4\n")
+    values = load_file(tmp_path / "t.csv", allow_missing=True).values
+    np.testing.assert_array_equal(values, [[1, 2.5], [np.nan, np.nan], [3, 4]])
+    assert "1 cell missing" in message(load_file, tmp_path / "t.csv")
+
+
+# -- random tables in random dialects
+
+
+def written(value: float, places: int, decimal: str, thousands: str) -> str:
+    """A number as a spreadsheet would show it."""
+    whole, _, rest = f"{abs(value):,.{places}f}".partition(".")
+    return "-" * int(value < 0) + whole.replace(",", thousands) + (decimal + rest if places else "")
+
+
+def random_table(r: np.random.Generator) -> tuple[np.ndarray, list[int]]:
+    """Numbers and how many decimals each column has; the first tells the decimal mark."""
+    n, places = int(r.integers(2, 8)), [2, *r.choice([0, 0, 1, 3], int(r.integers(1, 4))).tolist()]
+    values = np.column_stack([np.round(r.normal(0, 10.0 ** r.integers(0, 7), n), p) for p in places]) + 0.0
+    values[0, 0] = 7.25
+    return values, places
+
+
+def random_file(r: np.random.Generator, values: np.ndarray, places: list[int]) -> tuple[str, list[str], np.ndarray]:
+    """The table as text in a random dialect, the names it has then, and what is in it with NaN for missing."""
+    separator, decimal = r.choice([",", ";", "\t"]), r.choice([".", ","])
+    thousands = str(r.choice(["", "," if decimal == "." else ".", " ", "\u00a0", "'"]))
+    header, word = bool(r.random() < 0.7), str(r.choice(MISSING_WORDS))
+    index = str(r.choice(["no", "", "Unnamed: 0"])) if header else "no"
+    missing = (r.random(values.shape) < 0.2 * r.integers(0, 2)) & (np.arange(len(values)) > 0)[:, None]
+    names = [str(r.choice(["c", "a name", "x,y", "x;y"])) + str(j) for j in range(len(places))]
+    rows = [
+        [word if gone else written(v, p, decimal, thousands) for v, p, gone in zip(row, places, lost, strict=True)]
+        for row, lost in zip(values, missing, strict=True)
+    ]
+    out = io.StringIO()
+    quoting = csv.QUOTE_ALL if r.random() < 0.5 else csv.QUOTE_MINIMAL
+    writer = csv.writer(out, delimiter=str(separator), quoting=quoting, lineterminator="\n")
+    writer.writerows([[index, *names][index == "no" :]] * header)
+    writer.writerows([[str(i), *row][index == "no" :] for i, row in enumerate(rows)])
+    end = str(separator) * int(r.integers(0, 2))
+    comments = "# of nothing, really; no name\n" * int(r.integers(0, 3))
+    text = comments + "".join(f"{line}{end}\n" for line in out.getvalue().splitlines())
+    own = names if header else [f"column_{j}" for j in range(len(places))]
+    return text.replace("\n", str(r.choice(["\n", "\r\n"]))), own, np.where(missing, np.nan, values)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_any_table_in_any_dialect_comes_back(tmp_path_factory, seed):
+    r = np.random.default_rng(seed)
+    text, names, want = random_file(r, *random_table(r))
+    path = tmp_path_factory.mktemp("dialect") / "t.csv"
+    path.write_bytes(text.encode())
+    table = load_file(path, allow_missing=True)
+    assert table.schema.columns == tuple(names)
+    np.testing.assert_array_equal(table.values, want)
+    save_file(path, np.nan_to_num(want), table.schema)
+    again = load_file(path)
+    assert again.schema.columns == tuple(names)
+    np.testing.assert_array_equal(again.values, np.nan_to_num(want))
 
 
 @pytest.mark.parametrize(
@@ -392,13 +691,34 @@ BAD_FILES = {
     "gap.csv": (b"a,b\n1,2\n,4\n", ["'a'", "missing", "row 1"]),
     "gap1.csv": (b"a\n1\n\n2\n", ["'a'", "missing", "row 1"]),
     "na.csv": (b"a,b\n1,2\nNA,4\n", ["'a'", "missing", "row 1"]),
-    "comma.csv": (b'a,b\n1,"2,5"\n2,3\n', ["'b'", "'2,5'", "row 0"]),
+    "marks.csv": (
+        b"a;b;c\n1;2,5;0.5\n2;3;1.25\n",
+        ["points in column 'c' ('0.5')", "commas in column 'b' ('2,5')", "one"],
+    ),
+    "marks2.csv": (b"a;b\n1;2,5\n2;3.5\n", ["'b'", "decimal points and decimal commas", "one decimal mark"]),
+    "marks3.csv": (b"a;b\n0.250;19,47\n1.030;7,20\n", ["points in column 'a' ('0.250')", "'b' ('19,47')"]),
+    "thousands.csv": (b"a\tb\n1\t2,155\n2\t1,030\n", ["'b'", "'2,155'", "decimal comma or thousands"]),
+    "large.csv": (b"a,id\n1,7\n2,9007199254740993\n", ["'id', row 1: got 9007199254740993", "740992", "drop"]),
+    "larger.csv": (b"a,id\n1,7\n2,1000000000000000000000000000001\n", ["'id', row 1", "0000001", "drop the column"]),
+    "larger2.csv": (b'a;id\n1,5;"9.007.199.254.740.993"\n2,5;"1.000"\n', ["'id'", "row 0", "9007199254740993"]),
+    "percent.csv": (b"a,b\n1,37.8%\n2,1 %\n", ["'b'", "percentages", "'37.8%'", "row 0", "remove the %"]),
+    "money.csv": (b"a,b\n1,$57.86\n2,\xe2\x82\xac1\n", ["'b'", "amounts of money", "'$57.86'", "remove the currency"]),
+    "unit.csv": (b"a,b\n1,57 kg\n2,61.5kg\n", ["'b'", "a unit", "'57 kg'", "remove the unit"]),
+    "texts.csv": (b"a,b,c,d\n1,x,y,2\n2,u,v,3\n", ["columns 'b', 'c'", "'x' at row 0 of 'b'", "drop the columns"]),
+    "nine.csv": (b",".join(b"c%d" % i for i in range(13)) + b"\n" + b",".join([b"x"] * 13), ["and 3 more"]),
+    "marked.csv": (b"a,b\n1,2\n?,4\n", ["'a'", "1 cell missing", "row 1"]),
+    "excel.csv": (b"a,b\n1,2\n3,#DIV/0!\n", ["'b'", "1 cell missing", "row 1"]),
+    "name.csv": (b"a,,c\n1,2,3\n", ["no name", "column 1"]),
+    "nameless.csv": (b",,\n1,x,3\n", ["no column with a name"]),
+    "missing first.csv": (b",2.5\n1,3.5\n", ["'column_0'", "missing", "row 0"]),
+    "unquoted.csv": (b"a,b\n1,2,5\n7,3,5\n", ["3 cells in row 0 (line 2)", "'1,2,5'", "quote a cell"]),
+    "commented.csv": (b"# one\n# two\n\na,b\n1,2\n3\n", ["1 cell in row 1 (line 6)", "'3'"]),
+    "late comment.csv": (b"a,b\n1,2\n# end\n", ["'# end'", "line 3"]),
     "mixed.csv": (b"a,b\n1,2\n2,true\n", ["'b'", "'true'", "row 1"]),
     "quote.csv": (b'a,b\n1,"2\n', ["cannot be parsed"]),
     "two.csv": (b"a;b,c\n1;2,3\n4,5\n", ["text", "'1;2'"]),
     "inf.csv": (b"a,b\n1,2\ninf,4\n", ["'a'", "infinite", "row 1"]),
     "twice.csv": (b"a,a\n1,2\n", ["2 columns named 'a'"]),
-    "index.csv": (b",a\n0,2\n1,3\n", ["no name", "column 0"]),
     "spaces.csv": (b"1.0 2.0\n3.0 4.0\n", ["text", "comma"]),
     "corrupt.parquet": (b"PAR1 and more", ["corrupt"]),
     "corrupt.npy": (b"nothing", ["corrupt"]),
@@ -483,8 +803,18 @@ def test_any_changed_byte_is_harmless(tmp_path, extension):
 def test_parquet_with_text_or_a_saved_index(tmp_path):
     pl.DataFrame({"a": [1, 2], "s": ["u", "v"]}).write_parquet(tmp_path / "t.parquet")
     assert "'s'" in message(load_file, tmp_path / "t.parquet")
-    pl.DataFrame({"a": [1, 2], "__index_level_0__": [5, 3]}).write_parquet(tmp_path / "t.parquet")
-    assert "index" in message(load_file, tmp_path / "t.parquet")
+    pl.DataFrame({"a": [1, 2], "s": ["u", "v"], "t": ["u", "v"]}).write_parquet(tmp_path / "t.parquet")
+    assert "'t' hold no numbers either" in message(load_file, tmp_path / "t.parquet")
+    filtered = pd.DataFrame({"a": [1, 2, 3, 4], "b": [0.5, 1.5, 2.5, 3.5]}).query("a != 2")
+    filtered.to_parquet(tmp_path / "t.parquet")
+    arrow = pa.Table.from_pandas(filtered)
+    assert "__index_level_0__" in arrow.column_names
+    for table in (load_file(tmp_path / "t.parquet"), read(arrow), read(pl.read_parquet(tmp_path / "t.parquet"))):
+        assert table.values.tolist() == [[1, 0.5], [3, 2.5], [4, 3.5]]
+        assert table.schema.columns == ("a", "b")
+        assert table.notes == ("left out column '__index_level_0__': a saved row index",)
+    back = read(arrow).schema.restore(np.zeros((3, 2)), like=arrow)
+    assert back.column_names == ["a", "b"]
 
 
 def test_saving_is_refused_early(tmp_path):
@@ -608,6 +938,67 @@ def test_continuous_data_are_on_no_grid(case):
     assert grid.snap(np.array([[1e30], [0.123]])).ravel().tolist() == [1e30, 0.123]
 
 
+LARGEST = 1.7976931348623157e308
+EXTREME = {  # the values, and the step where they repeat; 0 where there is none, or none that is a number
+    "largest": ([1e308, -1e308, 0.0, 1.0], 0),
+    "three in the largest span": ([-1e308, 0.0, 1e308], 1e308),
+    "a step too large": ([-LARGEST, LARGEST], 0),
+    "small": ([1e-300, 2e-300, 3e-300, 7e-300], 1e-300),
+    "smallest": ([5e-324, 1e-323, 2e-323, 0.0], 5e-324),
+    "the smallest of all": ([0.0, 5e-324], 5e-324),
+    "smallest and largest": ([5e-324, 1e308, 3.0], 0),
+    "largest normal": ((RNG.normal(size=40) * 4e307).tolist(), 0),
+    "smallest normal": ((RNG.normal(size=40) * 1e-300).tolist(), 0),
+}
+
+
+@pytest.mark.parametrize("repeats", [1, 4])
+@pytest.mark.parametrize("case", EXTREME)
+def test_grids_of_the_largest_and_smallest_numbers(case, repeats):
+    values, step = EXTREME[case]
+    column = np.array(values * repeats)[:, None]
+    grid = detect_grid(column)
+    assert grid.step[0] == pytest.approx(step if repeats > 1 else 0, rel=1e-12, abs=0)
+    assert (grid.snap(column) == column).all()
+    assert Grid.from_json(json.loads(json.dumps(grid.to_json()))) == grid
+    if grid.step[0]:
+        out = grid.snap(np.array([[-np.inf], [np.inf], [LARGEST], [np.nan]])).ravel().tolist()
+        assert out[:3] == [min(values), max(values), max(values)]
+        assert np.isnan(out[3])
+
+
+@pytest.mark.parametrize("power", [-1000, -300, 40, 900])
+def test_a_grid_in_another_unit_is_the_same_grid(power):
+    """A power of two changes no digit of a number, so that all of the grid is multiplied by it."""
+    values = RNG.integers(0, 40, (300, 1)) * np.pi - 17.3
+    axis, other = detect_grid(values).axes[0], detect_grid(np.ldexp(values, power)).axes[0]
+    assert axis.step == pytest.approx(np.pi, rel=1e-12)
+    assert (other.step, other.low, other.high) == tuple(np.ldexp([axis.step, axis.low, axis.high], power))
+    assert other.points == tuple(np.ldexp(axis.points, power))
+
+
+def test_decimals_without_a_grid_are_kept():
+    values = np.round(RNG.normal(size=(3000, 1)) * 50, 5)
+    grid = detect_grid(np.hstack([values, NORMAL, np.rint(NORMAL * 3)]))
+    assert grid.step.tolist() == [0, 0, 1]
+    new = np.array([[10.984324597462228, 10.984324597462228, 1.4], [1e300, 1e300, 0.6], [np.nan, np.nan, 0.0]])
+    out = [[10.98432, 10.984324597462228, 1], [1e300, 1e300, 1]]
+    assert grid.snap(new)[:2].tolist() == out
+    assert np.isnan(grid.snap(new)[2, :2]).all()
+    assert Grid.from_json(json.loads(json.dumps(grid.to_json()))) == grid
+    rounded = grid.rounded(new)
+    assert rounded[:2, :2].tolist() == [row[:2] for row in out]
+    assert rounded[:, 2].tolist() == [1.4, 0.6, 0]  # the mean of whole numbers is none
+
+
+def test_rounding_to_the_decimals_of_wine():
+    grid = detect_grid(load_wine().data)
+    rows = grid.rounded(load_wine().data[:3] + 0.0043245974622)
+    assert rows[:, 0].tolist() == [14.23, 13.2, 13.16]  # two decimals
+    assert rows[:, 3].tolist() == [15.6, 11.2, 18.6]  # one
+    assert (rows[:, 4] - load_wine().data[:3, 4]).tolist() == pytest.approx([0.0043245974622] * 3)
+
+
 def test_constants_come_back_exactly():
     grid = detect_grid(np.full((5, 1), 0.1))
     assert grid.step[0] == 0
@@ -658,7 +1049,7 @@ def test_grid_refuses():
         [{"step": 1, "offset": 0, "low": 0, "high": 1}],
         [{"step": -1, "offset": 0, "low": 0, "high": 1, "scale": 1}],
         [{"step": 1, "offset": 0, "low": 0, "high": float("inf"), "scale": 1}],
-        [{"step": 0, "offset": 0, "low": 0, "high": 1, "scale": 1}],
+        [{"step": 0, "offset": 0, "low": 0, "high": 1, "scale": 255}],
         [{"step": 1, "offset": 0, "low": 0, "high": 2, "points": [0, 1]}],
         [{"step": 1, "offset": 0, "low": 0, "high": 2, "scale": 1, "code": "x"}],
     ],

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from gradlogp.cli.arguments import parser
+from gradlogp.cli.arguments import parse
 from gradlogp.cli.mistakes import mistake
 
 __all__ = ["main"]
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without σ or × shows ? instead
     try:
-        args = parser().parse_args(argv)
+        args = parse(argv)
         args.run(args)
         sys.stdout.flush()
     except SystemExit as end:  # --help, --version

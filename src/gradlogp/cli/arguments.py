@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import csv
+import difflib
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from gradlogp import __version__
@@ -14,9 +18,43 @@ FILES = "csv, parquet, npy or npz"
 
 
 class _Parser(argparse.ArgumentParser):
+    commands: Mapping[str, _Parser] = {}
+
     def error(self, message: str) -> NoReturn:
-        """One line, without the usage."""
-        raise UsageError(f"{message} (see {self.prog} --help)")
+        """One line, without the usage, with the nearest command to an unknown one."""
+        unknown = re.search(r"invalid choice: '([^']*)'", message)
+        hint = nearest(unknown[1], self.commands) if unknown else ""
+        raise UsageError(f"{message}{hint} (see {self.prog} --help)")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line; what is too short to be one, ``gradlogp`` or ``gradlogp fit``, shows its help too.
+
+    Raises:
+        UsageError: what is wrong with it, with the nearest command or option to one that is unknown.
+    """
+    whole, words = parser(), sys.argv[1:] if argv is None else list(argv)
+    named = whole.commands.get(words[0]) if words else whole
+    try:
+        args, unknown = whole.parse_known_args(words)
+    except UsageError:
+        if named is not None and len(words) <= 1:
+            print(named.format_help())
+        raise
+    if unknown:
+        option = unknown[0].partition("=")[0]
+        own = [o for action in (named or whole)._actions for o in action.option_strings]
+        hint = nearest(option, own) if option.startswith("-") else ""
+        (named or whole).error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return args
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint at the known words that begin so, or are nearest; or nothing."""
+    bare = {name.lstrip("-"): name for name in known}
+    start = word.lstrip("-")
+    near = [name for name in bare if start and name.startswith(start)] or difflib.get_close_matches(start, bare, 1)
+    return f"; did you mean {' or '.join(bare[name] for name in near[:3])}?" if near else ""
 
 
 def parser() -> _Parser:
@@ -52,6 +90,7 @@ def parser() -> _Parser:
     _add_chain(command)
     info = command("info", commands.info, "show what a saved model is", "gradlogp info model")
     info.add_argument("model", metavar="MODEL", help="a saved model")
+    whole.commands = subparsers.choices
     return whole
 
 
@@ -74,6 +113,7 @@ def _add_fit(command: _Command) -> None:
     )
     fit.add_argument("data", metavar="DATA", help=f"numbers, one row a datum: {FILES}")
     fit.add_argument("--out", required=True, metavar="MODEL", help="folder to write the model to")
+    _add_columns(fit)
     fit.add_argument("--sigma-min", type=_number, metavar="S", help="smallest noise level (default: from the data)")
     fit.add_argument("--sigma-max", type=_number, metavar="S", help="largest noise level (default: from the data)")
     fit.add_argument(
@@ -172,6 +212,7 @@ def _add_chain(command: _Command) -> None:
     summary = "train a denoising auto-encoder, and show the objectives of score matching that it is in a chain with"
     made = command("chain", commands.chain, summary, "gradlogp chain data.csv --sigma 0.5 --out chain")
     made.add_argument("data", metavar="DATA", help=f"numbers, one row a datum: {FILES}")
+    _add_columns(made)
     made.add_argument("--sigma", type=_number, metavar="S", help="noise level (default: the data's scale)")
     made.add_argument("--hidden", type=_whole, metavar="N", help="hidden units (default: 256)")
     made.add_argument("--max-seconds", type=_number, metavar="S", help="time to train (default: 60)")
@@ -179,6 +220,19 @@ def _add_chain(command: _Command) -> None:
     made.add_argument("--out", metavar="FOLDER", help="folder for the auto-encoder and its pictures")
     made.add_argument("--seed", type=_whole, default=0, metavar="N", help="seed of all draws (default: 0)")
     _add_quiet(made)
+
+
+def _add_columns(parser: _Parser) -> None:
+    either = parser.add_mutually_exclusive_group()
+    for option, what in (("--columns", "the columns to learn, by name"), ("--drop", "columns to leave out, by name")):
+        either.add_argument(
+            option, type=_names, nargs="+", action="extend", metavar="NAME", help=f"{what}: a b, or a,b"
+        )
+
+
+def _names(text: str) -> list[str]:
+    """Names with commas between them; one that holds a comma is put into double quotes, as in csv."""
+    return [name.strip() for name in next(csv.reader([text], skipinitialspace=True), [])]
 
 
 def _add_quiet(parser: _Parser) -> None:

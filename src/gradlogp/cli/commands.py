@@ -14,6 +14,8 @@ from gradlogp.cli.words import (
     columns,
     kind,
     load,
+    load_chosen,
+    load_fitted,
     load_rows,
     measured,
     next_command,
@@ -41,11 +43,10 @@ def demo(args: argparse.Namespace) -> None:
 def fit(args: argparse.Namespace) -> None:
     """Learn the score of a file of rows, and save the model."""
     from gradlogp.checkpoints import check_destination
-    from gradlogp.data import load_file
     from gradlogp.estimators import MIN_ROWS, ScoreDensity
 
     check_destination(args.out)
-    table = load_file(args.data, min_rows=MIN_ROWS)
+    table = load_chosen(args, MIN_ROWS)
     given = {name: getattr(args, option[2:].replace("-", "_")) for option, name in OPTIONS.items()}
     model = ScoreDensity(verbose=not args.quiet, **{k: v for k, v in given.items() if v is not None})
     for _ in told(model.fit_steps(table), args.quiet or sys.stderr.isatty()):
@@ -80,29 +81,34 @@ def sample(args: argparse.Namespace) -> None:
 
 def grad(args: argparse.Namespace) -> None:
     """The score at rows, into a file."""
-    model, table = load(args.model), load_rows(args)
+    model = load(args.model)
+    table = load_rows(args, model)
     _map(args, model, table, model.grad_log_prob, "∇log p_σ")
 
 
 def denoise(args: argparse.Namespace) -> None:
-    """The denoised rows, into a file."""
+    """The denoised rows, into a file, with as many decimals as the fitted columns have."""
     from gradlogp.data import check_output, read, save_file
 
-    model, table = load(args.model), load_rows(args)
-    if args.std is None:
-        _map(args, model, table, model.denoise, "E[x | x_σ]")
-        return
-    apart("--std", args.std, args.out, args.data)
-    check_output(args.std, table.schema)
-    found: list[Any] = []
+    model = load(args.model)
+    table = load_rows(args, model)
+    if args.std is not None:
+        apart("--std", args.std, args.out, args.data)
+        check_output(args.std, table.schema)
+    spread: list[Any] = []
 
     def mean(rows: Table, sigma: float) -> Any:
-        found.extend(model.denoise(rows, sigma, return_std=True))
-        return found[0]
+        found = model.denoise(rows, sigma, return_std=args.std is not None)
+        if args.std is not None:
+            spread.append(found[1])
+            found = found[0]
+        decimals = model.grid_.rounded(model.schema_.check(found).values)
+        return model.schema_.restore(decimals, like=found, floating=True)
 
     _map(args, model, table, mean, "E[x | x_σ]")
-    save_file(args.std, read(found[1], "standard deviations").values, table.schema, floating=True)
-    say(args, f"wrote the standard deviations of x given x_σ to {args.std}")
+    if args.std is not None:
+        save_file(args.std, read(spread[0], "standard deviations").values, table.schema, floating=True)
+        say(args, f"wrote the standard deviations of x given x_σ to {args.std}")
 
 
 def logprob(args: argparse.Namespace) -> None:
@@ -113,7 +119,8 @@ def logprob(args: argparse.Namespace) -> None:
     from gradlogp.diagnostics import Estimate
     from gradlogp.likelihood import Exact
 
-    model, table = load(args.model), load_rows(args)
+    model = load(args.model)
+    table = load_rows(args, model)
     if args.unnormalised is not None:
         _unnormalised(args, model, table)
         return
@@ -150,12 +157,11 @@ def _unnormalised(args: argparse.Namespace, model: ScoreDensity, table: Table) -
 def diagnose(args: argparse.Namespace) -> None:
     """Measure a model on rows it has not seen; a page and JSON."""
     from gradlogp.audit import check_folder
-    from gradlogp.data import load_file
 
     model, out = load(args.model), args.out or args.model
     check_folder(out)
-    test = load_file(args.data)
-    train = None if args.train is None else load_file(args.train)
+    test = load_fitted(args, model, args.data)
+    train = None if args.train is None else load_fitted(args, model, args.train)
     model.set_params(verbose=not args.quiet)
     given = {} if args.levels is None else {"n_levels": args.levels}
     audit = model.diagnose(test, train, out=out, random_state=args.seed, **given)
@@ -164,22 +170,22 @@ def diagnose(args: argparse.Namespace) -> None:
 
 def chain(args: argparse.Namespace) -> None:
     """J_DAE, J_DSM, J_ISM and J_ESM of an auto-encoder that is trained, or of a saved model, on a file's rows."""
-    from gradlogp.data import load_file
     from gradlogp.estimators import MIN_ROWS
     from gradlogp.reports import chain_of, check_output, learn_autoencoder, save_autoencoder
 
     own = {"n_hidden": args.hidden, "max_seconds": args.max_seconds}
     own = {k: v for k, v in own.items() if v is not None}
     if args.model is not None:
-        if own or args.out is not None:
-            raise UsageError("--model: got --hidden, --max-seconds or --out too, want them for an auto-encoder only")
+        if own or args.out is not None or args.columns or args.drop:
+            given = "--hidden, --max-seconds, --out, --columns or --drop"
+            raise UsageError(f"--model: got {given} too, want them for an auto-encoder only")
         model = load(args.model)
         say(args, f"{args.model}: σ {unit(model)}")
-        print(chain_of(model, load_file(args.data), args.sigma, seed=args.seed))
+        print(chain_of(model, load_fitted(args, model, args.data), args.sigma, seed=args.seed))
         return
     if args.out is not None:
         check_output(args.out)
-    table = load_file(args.data, min_rows=MIN_ROWS)
+    table = load_chosen(args, MIN_ROWS)
     learnt = learn_autoencoder(table, args.sigma, **own, seed=args.seed, verbose=not args.quiet)
     say(args, repr(learnt))
     print(learnt.chain)

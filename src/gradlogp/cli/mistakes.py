@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 # option: the estimator's parameter that it sets
 OPTIONS = {
     "--sigma-min": "sigma_min",
@@ -44,11 +46,23 @@ def mistake(error: Exception) -> str | None:
     return " ".join(message.split())
 
 
+# what a message says of Python, as the command line has it
+PHRASES = {
+    r"\b(encode|convert) or drop (the columns?) first": r"\1 \2 first, or leave out with --drop",
+    r"\bdrop (the columns?)": r"leave \1 out with --drop",
+    r"\benergy=True": "--energy",
+    r", or None\b": "",
+    **{rf"(?<![\w-]){p}\b": o for o, p in OPTIONS.items() if "_" in p or p == "contamination"},
+}
+
+
 def _in_words_of_the_command(message: str) -> str:
-    """A message about a parameter, with the option that sets it."""
+    """A message of the library's, with the options that set its parameters."""
     options = {parameter: option for option, parameter in OPTIONS.items()}
-    options |= {"sampling_steps": "--steps", "n": "-n", "sigma": "--sigma", "seconds": "--seconds"}
-    options |= {"n_levels": "--levels", "X_test": "DATA", "X_train": "--train"}
-    options |= {"n_hidden": "--hidden", "unnormalised_log_prob": "--unnormalised"}
+    options |= {"sampling_steps": "--steps", "n": "-n", "sigma": "--sigma", "seconds": "--seconds", "atol": "--atol"}
+    options |= {"n_levels": "--levels", "X_test": "DATA", "X_train": "--train", "X": "DATA", "held-out rows": "DATA"}
+    options |= {"n_hidden": "--hidden", "unnormalised_log_prob": "--unnormalised", "seed": "--seed"}
     names, separator, rest = message.partition(": ")
+    for phrase, words in PHRASES.items() if "saved model" not in rest else ():
+        rest = re.sub(phrase, words, rest)
     return ", ".join(options.get(name, name) for name in names.split(", ")) + separator + rest

@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradlogp.data import Table
@@ -25,14 +25,41 @@ def load(path: str) -> ScoreDensity:
     return ScoreDensity.load(path)
 
 
-def load_rows(args: argparse.Namespace) -> Table:
+def load_table(args: argparse.Namespace, path: str, **choice: Any) -> Table:
+    """A file's rows; what was left out is said."""
+    from gradlogp.data import load_file
+
+    table = load_file(path, **choice)
+    for note in table.notes:
+        say(args, f"{path}: {note}")
+    return table
+
+
+def load_chosen(args: argparse.Namespace, min_rows: int) -> Table:
+    """The columns of DATA that --columns or --drop leave."""
+    columns, drop = (
+        None if names is None else [n for part in names for n in part] for names in (args.columns, args.drop)
+    )
+    return load_table(args, args.data, columns=columns, drop=drop or (), min_rows=min_rows)
+
+
+def load_fitted(args: argparse.Namespace, model: ScoreDensity, path: str) -> Table:
+    """The columns of a file that the model was fitted on, by name where both have names; others are left out, and said.
+
+    A file that the model was fitted on without some columns is thus read without them.
+    """
+    columns = model.schema_.columns
+    named = Path(path).suffix.lower() in (".csv", ".parquet") and columns is not None
+    return load_table(args, path, columns=[str(c) for c in columns or ()] if named else None)
+
+
+def load_rows(args: argparse.Namespace, model: ScoreDensity) -> Table:
     """The rows of DATA, which FILE must not replace."""
     from gradlogp._shapes import InputError
-    from gradlogp.data import load_file
 
     if os.path.exists(args.data) and os.path.exists(args.out) and os.path.samefile(args.data, args.out):
         raise InputError(f"--out: got {args.out}, the input itself, want another file")
-    return load_file(args.data)
+    return load_fitted(args, model, args.data)
 
 
 def apart(option: str, path: str, *others: str) -> None:
@@ -137,7 +164,10 @@ def columns(model: ScoreDensity) -> Iterator[tuple[str, str]]:
     types = schema.dtypes if schema.columns is not None else schema.dtypes * len(axes)
     widest = max(len(str(name)) for name in names[:SHOWN_COLUMNS])
     for name, dtype, axis, unit in list(zip(names, types, axes, model.noise_scale_, strict=True))[:SHOWN_COLUMNS]:
-        grid = f"in steps of {axis.step:g}" if axis.step > 0 else "constant" if axis.gridded else "continuous"
+        decimals = f", {len(str(axis.scale)) - 1} decimals" if axis.scale else ""
+        grid = (
+            f"in steps of {axis.step:g}" if axis.step > 0 else "constant" if axis.gridded else f"continuous{decimals}"
+        )
         noise = "" if unit == 1 else f", σ = 1 is {unit:.4g}"
         yield "  column", f"{name!s:<{widest}}  {dtype}, {axis.low:g} to {axis.high:g}, {grid}{noise}"
     if len(axes) > SHOWN_COLUMNS:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -15,83 +17,70 @@ from numpy.typing import NDArray
 from gradlogp._shapes import InputError
 from gradlogp.data import dtypes
 from gradlogp.data.dtypes import Floats
+from gradlogp.data.rows import as_array, rows_of, to_compare
+from gradlogp.data.rows import short as short
 
 Name: TypeAlias = str | int
+UNNAMED = r"Unnamed: 0(\.\d+|_level_\d+)?"  # what pandas calls a first column without a name
 ARRAYS = ("numpy", "torch")
 FRAMES = ("pandas", "polars", "pyarrow", "modin", "cudf")
-
-_WANT = "want an array, a tensor or a data frame of numbers, (rows, columns)"
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A container taken apart: its kind, column names and types, and its numbers with NaN for missing."""
+    """A container taken apart: kind, names and types of columns, numbers with NaN for missing, notes for the table."""
 
     kind: str
     columns: tuple[Name, ...] | None
     dtypes: tuple[str, ...]
     values: Floats
+    notes: tuple[str, ...] = ()
 
 
 def unpack(x: Any, name: str) -> Parts:
     """Take apart whatever holds the numbers.
 
     Raises:
-        InputError: for a container or a column that does not hold real numbers.
+        InputError: for a container or a column that does not hold real numbers, or whole numbers that float64 does not.
     """
-    if isinstance(x, torch.Tensor):
-        return _unpack_tensor(x, name)
-    if nw.dependencies.is_into_dataframe(x):
+    if not isinstance(x, torch.Tensor) and nw.dependencies.is_into_dataframe(x):
         return _unpack_frame(x, name)
-    _refuse_others(x, name)
-    return _unpack_array(x, name)
-
-
-def _refuse_others(x: Any, name: str) -> None:
-    got = type(x).__name__
-    if hasattr(x, "collect") and hasattr(x, "lazy"):
-        raise InputError(f"{name}: got a lazy frame, want its rows: .collect() it first")
-    if hasattr(x, "nnz") or hasattr(x, "toarray"):
-        raise InputError(f"{name}: got a sparse {got}, want a dense array: call .toarray() first")
-    if nw.dependencies.is_into_series(x) and not isinstance(x, np.ndarray):
-        raise InputError(f"{name}: got one column ({got}), want a data frame: call .to_frame() first")
-    if isinstance(x, str | bytes) or hasattr(x, "__fspath__"):
-        raise InputError(f"{name}: got the text {short(x)}, {_WANT}; a file is read by load_file")
-    if x is None or isinstance(x, dict | set | frozenset):
-        raise InputError(f"{name}: got {got}, {_WANT}")
-
-
-def short(value: Any) -> str:
-    """A value on one line, at most 40 characters of it."""
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+    x = x if isinstance(x, torch.Tensor) else rows_of(x, name)
+    return _unpack_tensor(x, name) if isinstance(x, torch.Tensor) else _unpack_array(x, name)
 
 
 # -- arrays and tensors
 
 
 def _unpack_array(x: Any, name: str) -> Parts:
-    array = _as_array(x, name)
-    kind = array.dtype.kind
+    array = as_array(x, name)
+    kind, dtype = array.dtype.kind, array.dtype.name
     if kind in "US":
         raise InputError(f"{name}: {_first_text(array)}, want numbers only")
     if kind == "c":
         raise InputError(
             f"{name}: got complex numbers ({array.dtype}), want real ones, e.g. x.real and x.imag side by side"
         )
-    if kind not in "fiub" or array.dtype.itemsize > 8:
+    if kind == "O" and all(isinstance(cell, int | float | np.integer) for cell in array.flat):
+        kind, dtype = "f", "float64"
+    elif kind not in "fiub" or array.dtype.itemsize > 8:
         raise InputError(f"{name}: got dtype {array.dtype}, want real numbers of at most 64 bits, e.g. float64")
+    return Parts("numpy", None, (dtype,), _floats(x, array, name))
+
+
+def _floats(x: Any, array: NDArray[Any], name: str) -> Floats:
+    """The array that x is, or makes, as float64 in a copy, NaN for masked."""
+    cells = to_compare(x, array)
+    if cells is not None:
+        return dtypes.exactly(cells, lambda i: f"{name}: {_cell(array.shape, i)}").reshape(array.shape)
     values = array.astype(np.float64, order="C")
-    if isinstance(array, np.ma.MaskedArray):
-        values = np.ma.filled(values, np.nan)
-    return Parts("numpy", None, (array.dtype.name,), values)
+    return np.ma.filled(values, np.nan) if isinstance(array, np.ma.MaskedArray) else values
 
 
-def _as_array(x: Any, name: str) -> NDArray[Any]:
-    try:
-        return x if isinstance(x, np.ma.MaskedArray) else np.asarray(x)
-    except (ValueError, TypeError):
-        raise InputError(f"{name}: got rows of different lengths or not of numbers, want a full table") from None
+def _cell(shape: tuple[int, ...], position: int) -> str:
+    """How a message names a cell of an array, by its column and row."""
+    row, place = divmod(position, max(math.prod(shape[1:]), 1))
+    return f"{cell_name(None, shape[1:], place)}, row {row}" if len(shape) > 1 else f"row {row}"
 
 
 def _first_text(array: NDArray[Any]) -> str:
@@ -111,26 +100,27 @@ def _unpack_tensor(x: torch.Tensor, name: str) -> Parts:
         raise InputError(f"{name}: got a sparse tensor ({x.layout}), want a dense one: call .to_dense() first")
     if dtype not in dtypes.KNOWN:
         raise InputError(f"{name}: got dtype {dtype}, want real numbers, e.g. float32")
-    values = x.detach().to("cpu", torch.float64).contiguous().numpy()
-    return Parts("torch", None, (dtype,), values.copy() if x.dtype == torch.float64 else values)
+    x = x.detach().cpu()
+    array = x.to(torch.float64).numpy() if x.is_floating_point() else x.numpy()
+    return Parts("torch", None, (dtype,), _floats(x, array, name))
 
 
 # -- data frames
 
 
 def _unpack_frame(x: Any, name: str) -> Parts:
-    columns = _frame_columns(x, name)
+    columns, notes = without_index(_frame_columns(x, name))
     frame = nw.from_native(x, eager_only=True)
     if not columns:
         raise InputError(f"{name}: got 0 columns, want at least one")
-    series = [frame.get_column(column) for column in columns]
-    types = tuple(_series_type(s, c, name) for s, c in zip(series, columns, strict=True))
+    series = {column: frame.get_column(column) for column in columns}
+    types = _series_types(series, name)
     kind = frame.implementation.value
     if kind == "pandas":
         own = [str(x[c].dtype) for c in columns]
         types = tuple(o if dtypes.plain(o) in dtypes.KNOWN else t for o, t in zip(own, types, strict=True))
-    values = np.column_stack([_series_values(s) for s in series])
-    return Parts(kind, columns, types, np.ascontiguousarray(values))
+    values = np.column_stack([_series_values(s, f"{name}: column {short(c)}") for c, s in series.items()])
+    return Parts(kind, columns, types, np.ascontiguousarray(values), notes)
 
 
 def _frame_columns(x: Any, name: str) -> tuple[Name, ...]:
@@ -141,6 +131,28 @@ def _frame_columns(x: Any, name: str) -> tuple[Name, ...]:
         if not isinstance(column, str | int) or isinstance(column, bool):
             raise InputError(f"{name}: got the column name {short(column)}, want text (or whole numbers)")
     return unique(tuple(names), name)
+
+
+def without_index(
+    columns: tuple[Name, ...], keep: Sequence[str] | None = None
+) -> tuple[tuple[Name, ...], tuple[str, ...]]:
+    """The columns but for a saved row index, and lines on that: pandas saves one as ``__index_level_0__``.
+
+    In a file (``keep`` not None) that is also a first column ``Unnamed: 0``, as pandas calls one without a name, unless
+    it is among those to keep.
+    """
+    index = [c for c in columns if isinstance(c, str) and re.fullmatch(r"__index_level_\d+__", c)]
+    if keep is not None:
+        unnamed = itertools.takewhile(lambda c: bool(re.fullmatch(UNNAMED, str(c))), columns)
+        index += [str(c) for c in unnamed if c not in keep]
+    notes = tuple(f"left out column {short(c)}: a saved row index" for c in index)
+    return tuple(c for c in columns if c not in index), notes
+
+
+def some(names: Sequence[Name]) -> str:
+    """Names on one line, at most ten of them."""
+    shown = ", ".join(map(short, names[:10]))
+    return shown + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def unique(columns: tuple[Name, ...], name: str) -> tuple[Name, ...]:
@@ -161,35 +173,59 @@ def _all_missing(series: nw.Series[Any]) -> bool:
     return bool(len(series) > 0 and series.null_count() == len(series))
 
 
-def _series_values(series: nw.Series[Any]) -> Floats:
+def _series_values(series: nw.Series[Any], what: str) -> Floats:
     """A column as float64, NaN for missing (a column of nulls only may have no type that casts)."""
     if _all_missing(series):
         return np.full(len(series), np.nan)
+    large = series.dtype.is_integer() and len(series) and max(-int(series.min()), int(series.max())) > dtypes.EXACT
+    if large or series.dtype.is_decimal():
+        missing = series.is_null().to_list()
+        cells = [None if none else cell for none, cell in zip(missing, series.to_list(), strict=True)]
+        return dtypes.exactly(cells, lambda i: f"{what}, row {i}")
     return np.asarray(series.cast(nw.Float64).to_numpy(), dtype=np.float64)
 
 
-def _series_type(series: nw.Series[Any], column: Name, name: str) -> str:
-    """The plain type of a frame's column; anything but numbers and bool is refused."""
-    dtype = series.dtype
-    base = dtypes.plain(str(dtype))
+def _series_types(series: dict[Name, nw.Series[Any]], name: str) -> tuple[str, ...]:
+    """The plain types of a frame's columns; anything but numbers and bool is refused.
+
+    Decimals and whole numbers of 128 bits, which no array has, are float64.
+    """
+    types = {column: _series_type(s) for column, s in series.items()}
+    bad = [column for column, dtype in types.items() if dtype is None]
+    if bad:
+        others = f" (columns {some(bad[1:])} hold no numbers either)" if len(bad) > 1 else ""
+        raise InputError(f"{name}: column {short(bad[0])}: {_no_numbers(series[bad[0]], name, bad[0])}{others}")
+    return tuple(dtype for dtype in types.values() if dtype is not None)
+
+
+def _series_type(series: nw.Series[Any]) -> str | None:
+    base = dtypes.plain(str(series.dtype))
     if base in dtypes.KNOWN:
         return base
-    if _all_missing(series):
-        return "float64"
-    what = f"{name}: column {short(column)}"
+    return "float64" if _all_missing(series) or series.dtype.is_decimal() or series.dtype.is_integer() else None
+
+
+def _no_numbers(series: nw.Series[Any], name: str, column: Name) -> str:
+    """What a column holds that holds no numbers, and what to do."""
+    dtype, base = series.dtype, dtypes.plain(str(series.dtype))
     if dtype in (nw.String, nw.Object, nw.Categorical) or base.startswith("enum"):
         kind = {"string": "text", "object": "objects"}.get(base, "categories")
-        raise InputError(f"{what}: got {kind}, {_first_cell(series)}, want numbers; encode or drop the column first")
+        return f"got {kind}, {_first_cell(series, f'{name}: column {short(column)}')}"
     own = str(getattr(series.to_native(), "dtype", dtype))[:60]
-    raise InputError(f"{what}: got the type {own}, want numbers or bool; convert or drop the column first")
+    return f"got the type {own}, want numbers or bool; convert or drop the column first"
 
 
-def _first_cell(series: nw.Series[Any]) -> str:
-    """The first cell that is no number, with its row."""
+def _first_cell(series: nw.Series[Any], what: str) -> str:
+    """The first cell that is no number, with its row, and what to do.
+
+    Raises:
+        InputError: for whole numbers that would change if the advice were taken.
+    """
     for row, cell in enumerate(series.to_list()):
         if cell is not None and not isinstance(cell, int | float):
-            return f"first {short(cell)} at row {row}"
-    return "all of them numbers or missing: its type is none of numbers" if len(series) else "no rows"
+            return f"first {short(cell)} at row {row}, want numbers; encode or drop the column first"
+    dtypes.exactly(series.to_list(), lambda i: f"{what}, row {i}")
+    return "all of them numbers or missing, want a type of numbers; .astype(float) the column first"
 
 
 # -- and together again
@@ -259,6 +295,12 @@ def check_numbers(parts: Parts, name: str, *, min_rows: int, allow_missing: bool
         raise InputError(f"{name}: {_describe(parts, bad.reshape(shape[0], -1))}")
 
 
+def _others(parts: Parts, places: list[int]) -> str:
+    if parts.columns is not None:
+        return some([parts.columns[i] for i in places])
+    return f"{len(places)} other {'columns' if parts.values.ndim == 2 else 'cells'}"
+
+
 def _describe(parts: Parts, bad: NDArray[np.bool_]) -> str:
     """The first bad column: how many cells, and the first of them."""
     position = int(np.flatnonzero(bad.any(0))[0])
@@ -267,8 +309,8 @@ def _describe(parts: Parts, bad: NDArray[np.bool_]) -> str:
     where = cell_name(parts.columns, parts.values.shape[1:], position)
     infinite = bool(np.isinf(parts.values.reshape(len(bad), -1)[row, position]))
     word = "infinite" if infinite else "missing (NaN or null)"
-    others = int(bad.sum()) - int(column.sum())
-    more = f" and {others} more in other columns" if others else ""
+    others = [i for i in np.flatnonzero(bad.any(0)).tolist() if i != position]
+    more = f" and {int(bad[:, others].sum())} more in {_others(parts, others)}" if others else ""
     cells = f"{int(column.sum())} cell{'s' * (int(column.sum()) != 1)}"
     hint = "replace or drop them first" if infinite else "drop or fill them first"
     return f"{where}: got {cells} {word}, first at row {row}{more}, want finite numbers; {hint}"

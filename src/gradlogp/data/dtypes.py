@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from numbers import Integral
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,6 +16,7 @@ from gradlogp._shapes import InputError
 Floats: TypeAlias = NDArray[np.float64]
 Numbers: TypeAlias = NDArray[Any]
 
+EXACT = 2**53  # float64 holds every whole number up to here
 INTEGERS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 FLOATS = frozenset({"float16", "bfloat16", "float32", "float64"})
 KNOWN = INTEGERS | FLOATS | {"bool"}
@@ -29,6 +34,40 @@ def plain(name: str) -> str:
 def floating_of(name: str) -> str:
     """The type for real numbers about such a column: a floating type stays, integers and bool become float64."""
     return name if plain(name) in FLOATS else "float64"
+
+
+def exactly(cells: Sequence[Any], where: Callable[[int], str]) -> Floats:
+    """Numbers as float64: NaN for None, and a whole number only if float64 holds it.
+
+    Args:
+        cells: Python numbers, decimals or None.
+        where: how a message names the cell at a position.
+
+    Raises:
+        InputError: naming the first cell that float64 does not hold.
+    """
+    values = np.array([math.nan if cell is None else _float(cell) for cell in cells], dtype=np.float64)
+    for i, (cell, value) in enumerate(zip(cells, values.tolist(), strict=True)):
+        if not _same(cell, value):
+            became = f"{value:.0f}" if math.isfinite(value) else value
+            raise InputError(
+                f"{where(i)}: got {cell}, which would change to {became} as float64, want numbers of at most "
+                "15 digits; an identifier is no number to learn from: drop the column"
+            )
+    return values
+
+
+def _float(cell: Any) -> float:
+    try:
+        return float(cell)
+    except OverflowError:
+        return math.inf
+
+
+def _same(cell: Any, value: float) -> bool:
+    """Whether a whole number comes back from float64 as itself; a fraction is rounded, as in any text of decimals."""
+    whole = isinstance(cell, Integral) or (isinstance(cell, Decimal) and cell.is_finite() and cell == int(cell))
+    return not whole or (math.isfinite(value) and int(value) == cell)
 
 
 def cast(values: Floats, name: str, what: str) -> NDArray[Any]:

@@ -6,7 +6,8 @@ import io
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,28 +17,47 @@ from numpy.typing import NDArray
 
 from gradlogp._shapes import InputError
 from gradlogp.data import dtypes
-from gradlogp.data.containers import short
+from gradlogp.data.choice import Choice
+from gradlogp.data.containers import short, without_index
 from gradlogp.data.dtypes import Numbers
 from gradlogp.data.schema import Dialect, Schema, Table, read, table_columns
-from gradlogp.data.text import first_text, parse_csv
+from gradlogp.data.text import parse_csv
 
 
-def load_file(path: str | os.PathLike[str], *, min_rows: int = 1, allow_missing: bool = False) -> Table:
+def load_file(
+    path: str | os.PathLike[str],
+    *,
+    columns: Sequence[str] | None = None,
+    drop: Sequence[str] = (),
+    min_rows: int = 1,
+    allow_missing: bool = False,
+) -> Table:
     """Load a table of numbers: ``.csv``, ``.parquet``, ``.npy`` or ``.npz``.
 
-    Of an npz file the only array is taken, or the one called ``x``, ``X`` or ``data``. Nothing is unpickled.
+    Of an npz file the only array is taken, or the one called ``x``, ``X`` or ``data``. Nothing is unpickled. What was
+    left out, such as a saved row index, and what was read in one of two ways is said in the table's ``notes``.
+
+    Args:
+        path: the file.
+        columns: names of the columns to take, of csv and parquet, in the file's order; None takes all.
+        drop: names of columns to leave out.
+        min_rows: how many rows are wanted at least.
+        allow_missing: whether missing values are let through, as NaN.
 
     Raises:
-        InputError: for a file that is not there, not readable, empty, corrupt or of another format, and as
-            :func:`gradlogp.data.read` does for what it holds.
+        InputError: for a file that is not there, not readable, empty, corrupt or of another format, for columns that
+            are not there, and as :func:`gradlogp.data.read` does for what it holds.
     """
     what = _shown(path)
     reader = _by_extension(path, _READERS)
-    raw = _bytes(path, what)
-    held, dialect = reader(raw, what)
+    choice = Choice(None if columns is None else tuple(columns), tuple(drop))
+    if choice.made and reader in (_read_npy, _read_npz):
+        raise InputError(
+            f"{what}: got an array, whose columns have no names, want csv or parquet to choose columns by name"
+        )
+    held, dialect, notes = reader(_bytes(path, what), what, choice)
     table = read(held, what, min_rows=min_rows, allow_missing=allow_missing)
-    schema = table.schema
-    return Table(table.values, Schema(schema.columns, schema.dtypes, schema.event_shape, schema.kind, dialect))
+    return Table(table.values, replace(table.schema, dialect=dialect), (*notes, *table.notes))
 
 
 def save_file(path: str | os.PathLike[str], values: Numbers, schema: Schema, floating: bool = False) -> None:
@@ -97,40 +117,27 @@ def _bytes(path: str | os.PathLike[str], what: str) -> bytes:
     return raw
 
 
-# -- readers: bytes -> what read() takes, and the dialect
+# -- readers: bytes, with a choice of columns -> what read() takes, the dialect, and lines on what was left out
 
 
-def _read_csv(raw: bytes, what: str) -> tuple[pl.DataFrame, Dialect]:
-    frame, dialect = parse_csv(raw, what)
-    for column in frame.iter_columns():
-        if column.dtype == pl.String:
-            hint = "encode or drop the column first" if frame.width > 1 else "separate cells by a comma, ; or a tab"
-            raise InputError(
-                f"{what}: column {short(column.name)}: got text, {first_text(column)}, want numbers; {hint}"
-            )
-    return frame, dialect
-
-
-def _read_parquet(raw: bytes, what: str) -> tuple[pl.DataFrame, Dialect]:
+def _read_parquet(raw: bytes, what: str, choice: Choice) -> tuple[pl.DataFrame, Dialect, tuple[str, ...]]:
     try:
         frame = pl.read_parquet(raw)
     except (Exception, pl.exceptions.PanicException):
         raise InputError(f"{what}: got a file that is corrupt or not parquet, want a parquet file") from None
-    index = next((c for c in frame.columns if c.startswith("__index_level_")), None)
-    if index is not None:
-        raise InputError(
-            f"{what}: got a saved row index as column {short(index)}, want it dropped: save with index=False"
-        )
-    return frame, Dialect()
+    columns, notes = without_index(tuple(frame.columns), keep=choice.columns or ())
+    names = [str(column) for column in columns]
+    kept = choice.of(names, what, gone=frame.columns)
+    return frame.select(kept), Dialect(), (*notes, *choice.left_out(names))
 
 
-def _read_npy(raw: bytes, what: str) -> tuple[NDArray[Any], Dialect]:
+def _read_npy(raw: bytes, what: str, _: Choice) -> tuple[NDArray[Any], Dialect, tuple[str, ...]]:
     if not raw.startswith(b"\x93NUMPY"):
         raise InputError(f"{what}: got a file that is corrupt or not npy, want an array saved by numpy.save")
-    return _numpy_array(lambda: np.load(io.BytesIO(raw), allow_pickle=False), what), Dialect()
+    return _numpy_array(lambda: np.load(io.BytesIO(raw), allow_pickle=False), what), Dialect(), ()
 
 
-def _read_npz(raw: bytes, what: str) -> tuple[NDArray[Any], Dialect]:
+def _read_npz(raw: bytes, what: str, _: Choice) -> tuple[NDArray[Any], Dialect, tuple[str, ...]]:
     if not raw.startswith(b"PK"):
         raise InputError(f"{what}: got a file that is corrupt or not npz, want arrays saved by numpy.savez")
     try:
@@ -139,7 +146,7 @@ def _read_npz(raw: bytes, what: str) -> tuple[NDArray[Any], Dialect]:
         raise InputError(f"{what}: got a corrupt npz file, want arrays saved by numpy.savez") from None
     with archive:
         name = _choose(archive.files, what)
-        return _numpy_array(lambda: archive[name], f"{what}: array {short(name)}"), Dialect()
+        return _numpy_array(lambda: archive[name], f"{what}: array {short(name)}"), Dialect(), ()
 
 
 def _choose(names: list[str], what: str) -> str:
@@ -184,8 +191,13 @@ def _array(values: Numbers, schema: Schema, floating: bool) -> NDArray[Any]:
 
 
 def _write_csv(frame: pl.DataFrame, file: BinaryIO, dialect: Dialect) -> None:
+    alone = frame.width == 1 and (dialect.decimal_comma or any(c in frame.columns[0] for c in ",;\t"))
     frame.write_csv(
-        file, separator=dialect.separator, include_header=dialect.header, decimal_comma=dialect.decimal_comma
+        file,
+        separator=dialect.separator,
+        include_header=dialect.header,
+        decimal_comma=dialect.decimal_comma,
+        quote_style="always" if alone else "necessary",  # with nothing between cells a comma looks as if it were
     )
 
 
@@ -227,7 +239,7 @@ def _check_place(path: Path, what: str) -> None:
 
 
 _READERS: dict[str, Callable[..., Any]] = {
-    ".csv": _read_csv,
+    ".csv": parse_csv,
     ".parquet": _read_parquet,
     ".npy": _read_npy,
     ".npz": _read_npz,

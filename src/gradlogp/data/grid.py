@@ -8,7 +8,9 @@ A coordinate is on a grid where its values are offset + k·step for whole k and 
   divisor of their gaps, the rounding of the numbers (of float32, where they fit in it) allowed for.
 
 A step larger than the last decimal wants evidence too: m random multiples of a unit share the divisor g with
-probability about g^(2−m).
+probability about g^(2−m). Values of at most nine decimals that are on no grid keep so many decimals.
+
+Differences are taken of values scaled by a power of two, so that no finite ones overflow.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from gradlogp.data.dtypes import Floats, Numbers
 
 MAX_POINTS = 4096
 _SCALES = tuple(10**k for k in range(10))
+_LIMIT = {True: 2.0**24, False: 2.0**53}  # of whole numbers that float32 and float64 hold
 _DIVISORS = (*(2**k for k in range(1, 17)), 255, 65535)
 
 
@@ -35,11 +38,11 @@ class Axis:
     """One coordinate: its grid, or step 0 for a continuous or a constant one (constant: low = high).
 
     Args:
-        step: distance of neighbours on the grid.
+        step: distance of neighbours on the grid; 0 for no grid.
         offset: a point of the grid.
         low: the smallest value seen.
         high: the largest value seen.
-        scale: q where the points are the fractions n/q, else 0.
+        scale: q where the values are fractions n/q, else 0; a power of ten without a grid.
         single: whether the values are float32 numbers.
         points: the points from low to high where they are no such fractions.
     """
@@ -58,14 +61,35 @@ class Axis:
         return self.step > 0 or self.low == self.high
 
     def snap(self, values: Floats) -> Floats:
-        """The nearest point of the grid between low and high; NaN stays, a continuous coordinate is left alone."""
+        """The nearest point of the grid between low and high; NaN stays, a continuous coordinate keeps its decimals."""
         if not self.gridded:
-            return values
+            return self.rounded(values)
         if self.step == 0:
             return np.where(np.isnan(values), values, self.low)
-        last = round((self.high - self.offset) / self.step)
-        k = np.clip(np.rint((values - self.offset) / self.step), 0, last)
+        k = np.clip(np.rint(self._steps(values)), 0, self.last)
         return np.clip(self._point(k), self.low, self.high)
+
+    def rounded(self, values: Floats) -> Floats:
+        """Values with as many decimals as the data have, where those have from one to nine; else as they are."""
+        if self.scale not in _SCALES[1:]:
+            return values
+        with np.errstate(over="ignore"):
+            numerator = np.rint(values * self.scale)
+        held = np.abs(numerator) < 2.0**53
+        return np.where(held, _fraction(np.where(held, numerator, 0.0), self.scale, self.single), values)
+
+    @property
+    def last(self) -> int:
+        """Steps from the offset to the largest value."""
+        return round(float(self._steps(np.array([self.high]))[0]))
+
+    def _steps(self, values: Floats) -> Floats:
+        """How many steps from the offset values are."""
+        exponent = -_exponent(self.low, self.high)
+        with np.errstate(over="ignore"):
+            scaled = np.ldexp(values, exponent)
+        steps: Floats = (scaled - math.ldexp(self.offset, exponent)) / math.ldexp(self.step, exponent)
+        return steps
 
     def _point(self, k: Floats) -> Floats:
         if self.points:
@@ -110,9 +134,19 @@ class Grid:
         flat = _flat(values, len(self.axes))
         out = np.array(flat, order="F")
         for i, axis in enumerate(self.axes):
-            if axis.gridded:
+            if axis.gridded or axis.scale:
                 out[:, i] = axis.snap(flat[:, i])
         return np.ascontiguousarray(out).reshape(np.shape(values))
+
+    def rounded(self, values: Numbers) -> Floats:
+        """Values ``(n, *event)`` with as many decimals as the data have; those of whole numbers are left alone.
+
+        Raises:
+            InputError: for another number of coordinates.
+        """
+        flat = _flat(values, len(self.axes))
+        out = np.stack([axis.rounded(flat[:, i]) for i, axis in enumerate(self.axes)], 1)
+        return out.reshape(np.shape(values))
 
     def to_json(self) -> list[dict[str, Any]]:
         """As a list of JSON types, one entry a coordinate; what an axis has by default is left out."""
@@ -162,7 +196,15 @@ def _detect(column: Floats) -> Axis:
         return Axis(0.0, low, low, high)
     points = np.unique(column)
     repeats = 2 * len(points) <= len(column)
-    return _decimals(points, repeats) or _lattice(points, repeats) or Axis(0.0, low, low, high)
+    return _decimals(points, repeats) or _lattice(points, repeats) or _continuous(points)
+
+
+def _continuous(points: Floats) -> Axis:
+    """No grid, but decimals where the values have them, and a hundred times fewer than they could have."""
+    low, high, scale, single = float(points[0]), float(points[-1]), _scale(points), _single(points)
+    if 100 * max(-low, high) * scale > _LIMIT[single] or scale == 1:
+        scale = 0
+    return Axis(0.0, low, low, high, scale, single and scale > 1)
 
 
 def _single(values: Floats) -> bool:
@@ -180,12 +222,12 @@ def _fraction(numerator: Floats, scale: int, single: bool) -> Floats:
 def _scale(values: Floats) -> int:
     """The smallest power of ten q of which all values are fractions n/q bit by bit, or 0."""
     single = _single(values)
-    limit = 2.0**24 if single else 2.0**53
-    return next((q for q in _SCALES if _are_fractions(values, q, single, limit)), 0)
+    return next((q for q in _SCALES if _are_fractions(values, q, single, _LIMIT[single])), 0)
 
 
 def _are_fractions(values: Floats, scale: int, single: bool, limit: float) -> bool:
-    numerator = np.rint(values * scale)
+    with np.errstate(over="ignore"):
+        numerator = np.rint(values * scale)
     if np.abs(numerator).max() >= limit:
         return False
     return bool((_fraction(numerator, scale, single) == values).all())
@@ -210,17 +252,29 @@ def _lattice(points: Floats, repeats: bool) -> Axis | None:
     """A grid of any step, if the values repeat and their gaps have a common divisor."""
     if not repeats or len(points) > MAX_POINTS + 1:
         return None
-    single = _single(points)
-    error = float(np.abs(points).max()) * float(np.finfo(np.float32 if single else np.float64).eps)
-    gap = _common_divisor(np.diff(points), error)
+    single, exponent = _single(points), _exponent(float(points[0]), float(points[-1]))
+    scaled = np.ldexp(points, -exponent)
+    error = float(np.abs(scaled).max()) * float(np.finfo(np.float32 if single else np.float64).eps)
+    gap = _common_divisor(np.diff(scaled), error)
     if gap == 0:
         return None
-    k = np.concatenate([[0.0], np.cumsum(np.rint(np.diff(points) / gap))])
-    step = float((points[-1] - points[0]) / k[-1])
-    off = float(np.abs(points - (points[0] + k * step)).max())
+    k = np.concatenate([[0.0], np.cumsum(np.rint(np.diff(scaled) / gap))])
+    step = float((scaled[-1] - scaled[0]) / k[-1])
+    off = float(np.abs(scaled - (scaled[0] + k * step)).max())
     if off > max(1e-6 * step, 4 * error) or not _no_accident(len(points), int(k[-1]), 8 * error / step):
         return None
-    return _named(points, k, step, single)
+    with np.errstate(over="ignore"):
+        unit = float(np.ldexp(step, exponent))
+    if not math.isfinite(unit) or abs(math.ldexp(unit, -exponent) - step) * k[-1] > 0.1 * step:
+        return None  # no float64 is that step
+    every = np.ldexp(scaled[0] + np.arange(k[-1] + 1) * step, exponent)
+    every[k.astype(np.intp)] = points
+    return _named(points, every, unit, single)
+
+
+def _exponent(low: float, high: float) -> int:
+    """The power of two that scales numbers from low to high into [−1, 1]."""
+    return math.frexp(max(-low, high))[1]
 
 
 def _common_divisor(gaps: Floats, error: float) -> float:
@@ -245,14 +299,12 @@ def _no_accident(m: int, last: int, relative_error: float) -> bool:
     return m == 2 or last * relative_error ** (m - 2) < 1e-2
 
 
-def _named(points: Floats, k: Floats, step: float, single: bool) -> Axis:
+def _named(points: Floats, every: Floats, step: float, single: bool) -> Axis:
     """The grid as fractions n/q, if the values are that bit by bit, else as a list of its points."""
     low, high = float(points[0]), float(points[-1])
-    for scale in (q for q in _DIVISORS if abs(step * q - round(step * q)) < 1e-3 and round(step * q) > 0):
+    for scale in (q for q in _DIVISORS if 0.5 < step * q < 2**24 and abs(step * q - round(step * q)) < 1e-3):
         if _are_fractions(points, scale, single, 2.0**24):
             return Axis(round(step * scale) / scale, low, low, high, scale, single)
-    every = low + np.arange(k[-1] + 1) * step
-    every[k.astype(np.intp)] = points
     return Axis(step, low, low, high, 0, single, tuple(every.tolist()))
 
 
@@ -284,6 +336,5 @@ def _sound(axis: Axis) -> bool:
     if not all(map(math.isfinite, numbers)) or axis.step < 0 or not axis.offset <= axis.low <= axis.high:
         return False
     if axis.step == 0:
-        return not axis.points and axis.scale == 0
-    count = round((axis.high - axis.offset) / axis.step) + 1
-    return axis.scale > 0 if not axis.points else axis.scale == 0 and len(axis.points) == count
+        return not axis.points and axis.scale in (0, *_SCALES[1:])
+    return axis.scale > 0 if not axis.points else axis.scale == 0 and len(axis.points) == axis.last + 1

@@ -11,7 +11,7 @@ import numpy as np
 
 from gradlogp._shapes import InputError
 from gradlogp.data import dtypes
-from gradlogp.data.containers import ARRAYS, FRAMES, Name, Parts, check_numbers, pack, short, unique, unpack
+from gradlogp.data.containers import ARRAYS, FRAMES, Name, Parts, check_numbers, pack, short, some, unique, unpack
 from gradlogp.data.dtypes import Floats, Numbers
 
 
@@ -107,10 +107,17 @@ class Schema:
 
 @dataclass(frozen=True)
 class Table:
-    """Numbers, float64 ``(N, *event)``, and the kind of thing that they came in."""
+    """Numbers, float64 ``(N, *event)``, and the kind of thing that they came in.
+
+    Args:
+        values: the numbers.
+        schema: the kind of thing.
+        notes: a line on each part that was left out, as a saved row index is, or read in one way of two.
+    """
 
     values: Floats
     schema: Schema
+    notes: tuple[str, ...] = ()
 
 
 def read(x: Any, name: str = "X", *, min_rows: int = 1, allow_missing: bool = False) -> Table:
@@ -131,7 +138,7 @@ def read(x: Any, name: str = "X", *, min_rows: int = 1, allow_missing: bool = Fa
 
 def _parts(x: Any, name: str) -> Parts:
     if isinstance(x, Table):
-        return Parts(x.schema.kind, x.schema.columns, x.schema.dtypes, x.values)
+        return Parts(x.schema.kind, x.schema.columns, x.schema.dtypes, x.values, x.notes)
     return unpack(x, name)
 
 
@@ -141,23 +148,19 @@ def _dialect(x: Any) -> Dialect:
 
 def _table(parts: Parts, name: str, dialect: Dialect, *, min_rows: int, allow_missing: bool) -> Table:
     check_numbers(parts, name, min_rows=min_rows, allow_missing=allow_missing)
-    return Table(parts.values, Schema(parts.columns, parts.dtypes, parts.values.shape[1:], parts.kind, dialect))
+    schema = Schema(parts.columns, parts.dtypes, parts.values.shape[1:], parts.kind, dialect)
+    return Table(parts.values, schema, parts.notes)
 
 
 def _order(want: tuple[Name, ...], got: tuple[Name, ...], name: str) -> list[int]:
     """Positions in ``got`` of the wanted columns."""
     missing, extra = [c for c in want if c not in got], [c for c in got if c not in want]
     if missing or extra:
-        lack = f"got no column {_some(missing)}" if missing else ""
-        more = f"got an extra column {_some(extra)}" if extra else ""
+        lack = f"got no column {some(missing)}" if missing else ""
+        more = f"got an extra column {some(extra)}" if extra else ""
         raise InputError(f"{name}: {' and '.join(filter(None, (lack, more)))}, want the {len(want)} columns as fitted")
     place = {column: i for i, column in enumerate(got)}
     return [place[column] for column in want]
-
-
-def _some(names: list[Name]) -> str:
-    shown = ", ".join(map(short, names[:5]))
-    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _reorder(parts: Parts, order: list[int]) -> Parts:

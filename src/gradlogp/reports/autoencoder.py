@@ -23,6 +23,7 @@ from gradlogp.audit.canvas import BLUE, ORANGE, bare, mosaic, new_figure, write
 from gradlogp.data import detect_grid, read
 from gradlogp.diagnostics import Chain, chain
 from gradlogp.estimators import MIN_ROWS, ScoreDensity, Units, deal, row_labels
+from gradlogp.estimators.parameters import generator_from
 from gradlogp.estimators.units import are_pixels
 from gradlogp.kernels import Gaussian
 from gradlogp.models import DenoisingAutoencoder, FromDenoiser, GaussianReference, from_denoiser
@@ -115,7 +116,7 @@ def learn_autoencoder(
         InputError: data that cannot be used, sigma or max_seconds that are not positive, or n_hidden < 1.
     """
     limit, n_hidden = as_level(max_seconds, "max_seconds").item(), as_count(n_hidden, "n_hidden")
-    table, g = read(X, min_rows=MIN_ROWS), torch.Generator().manual_seed(seed)
+    table, g = read(X, min_rows=MIN_ROWS), generator_from(seed, torch.device("cpu"))
     grid = detect_grid(table.values)
     units = Units.of_data(table.values, standardize, grid, table.schema)
     z = units.to_model(table.values)
@@ -124,7 +125,9 @@ def learn_autoencoder(
     level = GaussianReference.of_data(z).data_scale.item() if sigma is None else as_level(sigma, "sigma").item()
     model = DenoisingAutoencoder.of_data(z[n:] / level, n_hidden, 1.0, generator=g)
     history = tuple(_trained(model, z[n:] / level, z[:n] / level, limit, g, verbose))
-    found = chain(_in_data_units(model, level), z[n:], Gaussian(level), generator=torch.Generator().manual_seed(seed))
+    found = chain(
+        _in_data_units(model, level), z[n:], Gaussian(level), generator=generator_from(seed, torch.device("cpu"))
+    )
     pixels = units.shared and are_pixels(grid)
     return LearntAutoencoder(model, level, units, history, found, View(units.offset, units.scale, pixels=pixels))
 
@@ -216,7 +219,7 @@ def chain_of(est: ScoreDensity, X: Any, sigma: float | None = None, *, seed: int
     if not low * (1 - 1e-6) <= level <= high * (1 + 1e-6):
         raise InputError(f"sigma: got {level:g}, want one of the levels trained, {low:.4g} to {high:.4g}")
     z = est.units_.to_model(est.schema_.check(X, min_rows=2).values)
-    return chain(est.model_, z, Gaussian(level), generator=torch.Generator().manual_seed(seed))
+    return chain(est.model_, z, Gaussian(level), generator=generator_from(seed, torch.device("cpu")))
 
 
 def check_output(folder: str | Path) -> None:

@@ -1,0 +1,211 @@
+"""Numbers as people write them: decimal and thousands marks, which a file has one of each, and words for missing."""
+
+from __future__ import annotations
+
+import re
+
+import polars as pl
+
+from gradlogp._shapes import InputError
+from gradlogp.data import dtypes
+from gradlogp.data.containers import short, some
+
+MISSING = (
+    *("", "na", "n/a", "n.a.", "nan", "-nan", "<na>", "#na", "#n/a", "#n/a n/a", "nil", "null", "none", "missing"),
+    *("?", "-", "--", "—", "–", ".", "..", "...", "…", "*", "\\n", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"),
+    *("#div/0!", "#value!", "#num!", "#ref!", "#name?", "#null!"),
+)
+_SPACES = "'’\u00a0\u202f "  # between groups of three digits these are thousands marks whatever the decimal mark
+
+
+def _pattern(decimal: str) -> str:
+    """A number with this decimal mark, the other one of point and comma between groups of three digits."""
+    d, t = re.escape(decimal), re.escape(_other(decimal))
+    plain = rf"(\d+({d}\d*)?|{d}\d+)([eE][+-]?\d+)?"
+    return rf"^[+-]?({plain}|{_grouped(t)}({d}\d*)?|(?i:inf|infinity))$".replace(r"\d", "[0-9]")
+
+
+def _grouped(mark: str) -> str:
+    return rf"[1-9][0-9]{{0,2}}({mark}[0-9]{{3}})+"
+
+
+def _other(decimal: str) -> str:
+    return "." if decimal == "," else ","
+
+
+_PATTERNS = {decimal: _pattern(decimal) for decimal in ".,"}
+_SPACED, _TIGHT = (
+    rf"^[+-]?({'|'.join(_grouped(mark) for mark in marks)})([.,][0-9]*)?$" for marks in (_SPACES, _SPACES[:-1])
+)
+_ANY = "|".join(pattern[1:-1] for pattern in _PATTERNS.values())
+_KINDS = {  # what text is, if all cells of a column are so, and what to do
+    "percentages": (rf"^({_ANY})\s*%$", "remove the % signs first"),
+    "amounts of money": (rf"^([+-]?[$€£¥₹]\s*({_ANY})|({_ANY})\s*[$€£¥₹])$", "remove the currency signs first"),
+    "dates or times": (
+        r"^(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.](\d{4}|\d\d))([ T].*)?$|^\d{1,2}:\d\d(:\d\d.*)?$",
+        "convert them first, e.g. to days since the first, or drop the column",
+    ),
+    "decimal points and decimal commas": (rf"^({_ANY})$", "write all with one decimal mark first"),
+    "numbers with a unit": (rf"^({_ANY})\s*[^\W\d_]+\d?$", "remove the unit first"),
+}
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell is a number in either notation."""
+    return any(re.match(pattern, cell) for pattern in (*_PATTERNS.values(), _SPACED))
+
+
+def is_missing(cell: str) -> bool:
+    """Whether a cell is a word or sign for a missing number."""
+    return cell.lower() in MISSING
+
+
+def to_numbers(texts: pl.DataFrame, separator: str, kept: list[str], what: str) -> tuple[pl.DataFrame, bool, list[str]]:
+    """The kept columns of text, each as narrow a type as its cells allow: bool, int64 or float64.
+
+    All columns have a say in what the file's marks are: the decimal mark is the one with which all of them are numbers,
+    the other one marks thousands. Where both are possible a comma is a decimal mark beside ``;`` and marks thousands in
+    cells that a comma separates.
+
+    Returns:
+        The columns; whether the decimal mark is a comma; a line on what was read as thousands marks.
+
+    Raises:
+        InputError: for text, columns with different decimal marks, and whole numbers that float64 does not hold.
+    """
+    cells = {column.name: _cells(column, _SPACED if texts.width > 1 else _TIGHT) for column in texts.iter_columns()}
+    plain = {name: _plain(column) for name, column in cells.items()}
+    decimal, bare = ".", dict[str, pl.Series | None](cells)
+    if any(column is None for column in plain.values()):
+        decimal = _decimal_mark(cells, plain, separator, kept, what)
+        bare = {name: _unmarked(cells[name], decimal) for name in kept}
+        plain = {name: None if column is None else _plain(column) for name, column in bare.items()}
+    text = [name for name in kept if plain[name] is None]
+    if text:
+        raise InputError(f"{what}: {_describe({name: cells[name] for name in text}, decimal, texts.width)}")
+    numbers = pl.DataFrame([column for name in kept if (column := plain[name]) is not None])
+    for name in kept:
+        _check_whole(bare[name], numbers[name], f"{what}: column {short(name)}")
+    return numbers, decimal == ",", _thousands([cells[name] for name in kept], decimal)
+
+
+def _cells(column: pl.Series, spaced: str) -> pl.Series:
+    """Trimmed cells, null for missing, with a plain minus sign and without marks between groups of three digits."""
+    text = column.str.strip_chars()
+    short_ones = text.str.len_bytes() <= max(len(word.encode()) for word in MISSING)
+    missing = short_ones & text.str.to_lowercase().is_in(MISSING)
+    text = pl.select(pl.when(~missing).then(text)).to_series().alias(column.name)
+    if text.cast(pl.Float64, strict=False).null_count() == text.null_count():
+        return text
+    text = text.str.replace("−", "-", literal=True)
+    marked = text.str.contains(spaced)
+    bare = text.str.replace_all(f"[{_SPACES}]", "")
+    return pl.select(pl.when(marked).then(bare).otherwise(text)).to_series().alias(column.name)
+
+
+def _plain(text: pl.Series) -> pl.Series | None:
+    """The numbers or truths of cells without thousands marks and with decimal points; None where a cell is neither."""
+    bare = text.str.strip_prefix("+")
+    for dtype in (pl.Int64, pl.Float64):
+        numbers = bare.cast(dtype, strict=False)
+        if numbers.null_count() == text.null_count():
+            return numbers
+    return text.str.to_lowercase() == "true" if _are_truths(text) else None
+
+
+def _are_truths(text: pl.Series) -> bool:
+    return bool(text.drop_nulls().str.to_lowercase().is_in(["true", "false"]).all())
+
+
+def _check_whole(text: pl.Series | None, numbers: pl.Series, what: str) -> None:
+    """Refuse whole numbers beyond int64 that float64 does not hold."""
+    if text is not None and numbers.dtype == pl.Float64 and text.drop_nulls().str.contains(r"^[+-]?[0-9]+$").all():
+        dtypes.exactly([None if cell is None else int(cell) for cell in text], lambda i: f"{what}, row {i}")
+
+
+def _unmarked(text: pl.Series, decimal: str) -> pl.Series | None:
+    """Cells with decimal points and no thousands marks, or truths; None where a cell is neither with these marks."""
+    if _fits(text, decimal):
+        return text.str.replace_all(_other(decimal), "", literal=True).str.replace(decimal, ".", literal=True)
+    return text if _are_truths(text) else None
+
+
+def _fits(text: pl.Series, decimal: str) -> bool:
+    return bool(text.drop_nulls().str.contains(_PATTERNS[decimal]).all())
+
+
+def _decimal_mark(
+    cells: dict[str, pl.Series], plain: dict[str, pl.Series | None], separator: str, kept: list[str], what: str
+) -> str:
+    """The one decimal mark with which all columns are numbers that are numbers with any."""
+    fits = {name: [d for d in ".," if _fits(cells[name], d)] for name in cells}
+    numbers = {name: marks for name, marks in fits.items() if marks}
+    for names in (numbers, [name for name in kept if name in numbers]):  # what is left out has a say, and no veto
+        both = [d for d in ".," if all(d in numbers[name] for name in names)]
+        if both:
+            return both[0] if len(both) == 1 else _either(cells, plain, numbers, separator, what)
+    point, comma = (next(n for n in kept if numbers.get(n) == [d]) for d in ".,")
+    first = {
+        n: next(c for c in cells[n] if c and not re.match(_PATTERNS[d], c)) for n, d in ((point, ","), (comma, "."))
+    }
+    raise InputError(
+        f"{what}: got decimal points in column {short(point)} ({short(first[point])}) and decimal commas in column "
+        f"{short(comma)} ({short(first[comma])}), want one decimal mark in a file"
+    )
+
+
+def _either(
+    cells: dict[str, pl.Series],
+    plain: dict[str, pl.Series | None],
+    numbers: dict[str, list[str]],
+    separator: str,
+    what: str,
+) -> str:
+    """Which of the two marks is the decimal one, where all numbers are numbers with either."""
+    marked = [name for name in numbers if plain[name] is None]
+    if not marked or separator == ",":
+        return "."
+    if separator == ";":
+        return ","
+    name = marked[0]
+    cell = next(cell for cell in cells[name] if cell and "," in cell)
+    raise InputError(
+        f"{what}: column {short(name)}: got {short(cell)}, which may be a decimal comma or thousands, want decimal "
+        "points and no thousands marks, or ; between cells if it is a decimal comma"
+    )
+
+
+def _thousands(columns: list[pl.Series], decimal: str) -> list[str]:
+    """A line on the thousands marks that were read past, if there are any."""
+    mark = _other(decimal)
+    for column in columns:
+        marked = column.filter(column.str.contains(mark, literal=True))
+        if len(marked):
+            cell, name = marked[0], {".": "points", ",": "commas"}[mark]
+            return [f"{name} mark thousands: {cell} in column {short(column.name)} is {cell.replace(mark, '')}"]
+    return []
+
+
+def _describe(columns: dict[str, pl.Series], decimal: str, width: int) -> str:
+    """What columns of text hold, first where, and what to do."""
+    name, text = next(iter(columns.items()))
+    names = f"column{'s' * (len(columns) > 1)} {some(list(columns))}"
+    cells = text.drop_nulls()
+    for kind, (pattern, advice) in _KINDS.items():
+        if cells.str.contains(pattern).all():
+            row, cell = next((i, c) for i, c in enumerate(text) if c is not None)
+            got, advice = f"{kind}, first {short(cell)} at row {row}", advice
+            break
+    else:
+        row, cell = _first_text(text, decimal)
+        got = f"text, first {short(cell)} at row {row}"
+        advice = f"encode or drop the column{'s' * (len(columns) > 1)} first"
+        advice = advice if width > 1 else "separate cells by a comma, ; or a tab"
+    where = f" of {short(name)}" if len(columns) > 1 else ""
+    return f"{names}: got {got}{where}, want numbers; {advice}"
+
+
+def _first_text(text: pl.Series, decimal: str) -> tuple[int, str]:
+    """The first cell that is no number, else the first."""
+    cells = [(i, cell) for i, cell in enumerate(text) if cell is not None]
+    return next(((i, c) for i, c in cells if not re.match(_PATTERNS[decimal], c)), cells[0])
