@@ -4,7 +4,7 @@
 
 Twelve data sets: six laws that rows are drawn from, three tables of scikit-learn, and three in the folder
 (wine_red.parquet, wine_white.parquet, uci_power_plant.parquet). Of each a few rows at random are fitted, with repeated
-rows dropped, and the others, or 5000 new draws, are the new rows. z is the share found less that asked, in standard
+rows dropped, and the others, or 2000 new draws, are the new rows. z is the share found less that asked, in standard
 errors: the stated one and the binomial one of the new rows together.
 """
 
@@ -23,7 +23,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine, make_
 
 from gradlogp import ScoreDensity
 
-N_NEW = 5000
+N_NEW = 2000
 Array = NDArray[np.float64]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -65,10 +66,11 @@ def test_no_threshold_is_an_attribute_that_is_not_there():
 
 @pytest.fixture(scope="module")
 def est():
-    """Few rows, so that five further models place the threshold."""
+    """Few rows, so that further models place the threshold; four of them."""
     x = np.random.default_rng(0).normal(size=(80, 2)) * [1.0, 3.0]
     quick = {"n_steps": 5, "width": 8, "depth": 1, "sampling_steps": 3}
-    return ScoreDensity(random_state=0, contamination=0.1, verbose=False, **quick).fit(x)
+    with mock.patch.object(outliers, "N_FOLDS", 4):
+        return ScoreDensity(random_state=0, contamination=0.1, verbose=False, **quick).fit(x)
 
 
 def test_few_rows_are_all_measured_each_by_a_model_that_has_not_seen_it(est):

@@ -74,7 +74,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             Gaussian alone.
         contamination: share of new rows that :meth:`predict` is to call outliers, in (0, 0.5], at least 1/(N + 1) for N
             different rows. ``fit`` then measures :attr:`outlier_share_`; where fewer than 20 held-out rows are expected
-            below the threshold it trains five further models, each on four fifths of the rows, for as many steps as
+            below the threshold it trains ten further models, each on nine tenths of the rows, for as many steps as
             were kept. None is 0.1, or the least that the held-out rows show, measured when first asked for.
         random_state: an int makes fit and sample bit-identical from run to run (at one ``n_jobs``); None draws afresh.
         verbose: show a progress bar on a terminal.

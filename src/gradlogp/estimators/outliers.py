@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 DEFAULT = 0.1  # share of outliers where none is asked for
 ENOUGH = 20  # held-out rows expected below the threshold: with fewer, further models measure the other rows too
-N_FOLDS = 5
+N_FOLDS = 10  # each model then has about as many rows as the one that is kept
 FEW_ROWS, MAX_ROWS = 200, 1000  # measured where no share is asked for, and where one is
 LEAST_BELOW = 4  # rows expected below a threshold, as long as there are so many
 
@@ -118,7 +118,7 @@ def measured(est: ScoreDensity, unseen: Unseen, again: Again | None, generator: 
     """Log-densities of unseen rows: those held out, or all, each by a model that was trained without it.
 
     Of rows trained on the density is too large. Those held out place a threshold to √(c/n) for a share c, so where
-    fewer than 20 of them are expected below it, five models are trained, each on four fifths of the rows.
+    fewer than 20 of them are expected below it, ten models are trained, each on nine tenths of the rows.
     """
     share = est.contamination
     most = FEW_ROWS if share is None else max(MAX_ROWS, math.ceil(LEAST_BELOW / float(share)))
