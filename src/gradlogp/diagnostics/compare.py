@@ -15,10 +15,10 @@ from scipy.stats import t as student_t
 from torch import Tensor
 
 from gradlogp._shapes import Batch, as_batch, as_count, squared_norm
-from gradlogp.diagnostics.dependence import as_groups
+from gradlogp.diagnostics.dependence import MIN_GROUPS, as_groups
 from gradlogp.diagnostics.estimates import Z_THRESHOLD, Estimate, Jackknifed
 from gradlogp.diagnostics.ladder import as_kernels, as_rows, frame_of, per_datum, ratio, repeated, score_at
-from gradlogp.diagnostics.references import MIN_GROUPS, N_BLOCKS, Draws, Posterior, Rows, default_noise, without_each
+from gradlogp.diagnostics.references import N_BLOCKS, Draws, Posterior, Rows, default_noise, without_each
 from gradlogp.kernels import Kernel
 from gradlogp.models import ScoreModel
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gradlogp._shapes import InputError
 
+MIN_GROUPS = 4
 FALSE_ALARM = 1e-3  # of all columns together, on independent rows
 _MOST_COLUMNS = 64  # looked at
 _N_RUNS = 20
@@ -22,6 +23,26 @@ _NEAR = 1 / 30  # of the distance to the second nearest row
 _MOST_ROWS = 1000  # whose neighbors are looked for
 _COPIES = 5  # of a row that are looked for
 _MOST_KURTOSIS = 5.0  # of ranks: a column with few rows of another value shows no order
+
+
+def independent_units(x: Tensor, groups: Tensor | None) -> tuple[Tensor | None, tuple[str, ...]]:
+    """Which independent unit each row belongs to, ``(N,)``, and what speaks against independent rows, in words.
+
+    A unit is a group; without groups None, each row being one, or where rows are correlated in their order a run of
+    consecutive rows as long as the correlation.
+    """
+    if groups is not None:
+        return groups, ()
+    unit, several, length = None, [], correlation_length(x)
+    if length > 1:
+        unit = runs(len(x), length)
+        several.append(
+            f"the rows are correlated in their order: {len(x):,} of them count as {int(unit.max()) + 1} runs of rows"
+        )
+    found, n = near_repeats(x, torch.Generator(x.device).manual_seed(0))
+    if found:
+        several.append(f"{found:,} of {n:,} rows nearly repeat others: this holds only if they are draws, not copies")
+    return unit, tuple(several)
 
 
 def correlation_length(x: Tensor) -> float:

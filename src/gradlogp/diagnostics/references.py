@@ -18,14 +18,7 @@ import torch
 from torch import Tensor
 
 from gradlogp._shapes import Batch
-from gradlogp.diagnostics.dependence import (
-    blocks_of_units,
-    consecutive_blocks,
-    correlation_length,
-    near_repeats,
-    of_units,
-    runs,
-)
+from gradlogp.diagnostics.dependence import blocks_of_units, consecutive_blocks, independent_units, of_units
 from gradlogp.diagnostics.ladder import as_rows, score_at
 from gradlogp.kernels import Kernel
 from gradlogp.models import ScoreModel
@@ -33,7 +26,6 @@ from gradlogp.oracles import Empirical
 
 N_BLOCKS = 20  # of a jackknife: 19 degrees of freedom
 MIN_ROWS = 8
-MIN_GROUPS = 4  # and blocks
 MIN_CERTIFIED = 300  # independent rows: among as many a part of 1 % of the law is in 19 cases of 20
 MIN_DRAWS = 4096  # few rows are repeated with fresh noise
 _WORKSPACE = 2**22  # numbers a chunk of draws may spread over
@@ -55,14 +47,14 @@ class Rows:
         n_blocks: G; a multiple of 4, so that there are equal halves and quarters.
         unit: which independent unit each row belongs to, ``(N,)``: its group, or a run of consecutive rows; None where
             each row is one.
-        ordered: whether the rows are correlated in their order.
+        cautions: what in the rows speaks against independent draws, in words.
     """
 
     x: Tensor
     block: Tensor
     n_blocks: int
     unit: Tensor | None = None
-    ordered: bool = False
+    cautions: tuple[str, ...] = ()
 
     @classmethod
     def dealt(cls, x: Batch, generator: torch.Generator, groups: Tensor | None = None) -> Rows:
@@ -75,18 +67,15 @@ class Rows:
             InputError: too few rows.
         """
         x = as_rows(x, "x_test", MIN_ROWS).detach()
-        unit = groups
-        length = correlation_length(x) if groups is None else 1.0
-        if length > 1:
-            unit = runs(len(x), length)
+        unit, cautions = independent_units(x, groups)
         n_units = len(x) if unit is None else int(unit.max()) + 1
         g = max(4, min(N_BLOCKS, 4 * (n_units // 8)))
-        if length > 1:
+        if groups is None and unit is not None:
             block = consecutive_blocks(len(x), g)
         else:
             order = torch.randperm(n_units, generator=generator, device=generator.device).cpu()
             block = blocks_of_units(order, unit, g)
-        return cls(x, block.to(x.device), g, None if unit is None else unit.to(x.device), length > 1)
+        return cls(x, block.to(x.device), g, None if unit is None else unit.to(x.device), cautions)
 
     @property
     def n_units(self) -> int:
@@ -98,27 +87,19 @@ class Rows:
         return of_units(mean_of_rows(values, row, len(self.x)), self.unit)
 
     @property
-    def of_what(self) -> str:
-        """What the independent units are called."""
-        return "runs of rows" if self.ordered else "independent rows" if self.unit is None else "groups of rows"
-
-    @property
     def certifiable(self) -> bool:
-        """Whether the rows may stand for their law: enough independent ones, in an order that shows nothing."""
-        return self.n_units >= MIN_CERTIFIED and not self.ordered
+        """Whether the rows may stand for their law: enough independent ones, and nothing that speaks against it."""
+        return self.n_units >= MIN_CERTIFIED and not self.cautions
 
     @property
-    def cautions(self) -> tuple[str, ...]:
-        """What in the rows speaks against independent draws, in words."""
-        several = []
-        if self.ordered:
-            several.append(
-                f"the rows are correlated in their order, and count as {self.n_units} runs in {self.n_blocks} blocks"
-            )
-        found, n = near_repeats(self.x, torch.Generator(self.x.device).manual_seed(0)) if self.unit is None else (0, 0)
-        if found:
-            several.append(f"{found} of {n} rows nearly repeat others: this holds only if they are draws, not copies")
-        return tuple(several)
+    def widening(self) -> float:
+        """Factor on a standard error from blocks of consecutive rows, whose neighbors are correlated: √(1 + G/U).
+
+        For blocks of n rows and a correlation length L, the variance of the mean of all is (1 + L/n) times what the
+        spread of the blocks says, nearly and at most; U = N/L.
+        """
+        consecutive = self.unit is not None and bool(self.cautions)
+        return math.sqrt(1 + self.n_blocks / self.n_units) if consecutive else 1.0
 
     @property
     def half(self) -> Tensor:

@@ -15,12 +15,12 @@ from gradlogp._shapes import Batch, InputError, as_batch, as_count, same_event
 from gradlogp.diagnostics.auditor import Auditor, Auditors
 from gradlogp.diagnostics.bracket import Sides, measure
 from gradlogp.diagnostics.comparisons import Comparisons
-from gradlogp.diagnostics.dependence import as_groups
+from gradlogp.diagnostics.dependence import MIN_GROUPS, as_groups
 from gradlogp.diagnostics.estimates import Bracket, Estimate, Jackknifed, reach
 from gradlogp.diagnostics.floor import floor, knows_floor
 from gradlogp.diagnostics.ladder import as_kernels
 from gradlogp.diagnostics.levels import BELOW, BRACKETED, CERTIFIED, ESTIMATED, EXACT, LevelError, ScoreError
-from gradlogp.diagnostics.references import MIN_GROUPS, MIN_ROWS, N_BLOCKS, Draws, Rows, default_noise, mean_of_rows
+from gradlogp.diagnostics.references import MIN_ROWS, N_BLOCKS, Draws, Rows, default_noise, mean_of_rows
 from gradlogp.kernels import Kernel
 from gradlogp.models import ScoreModel
 from gradlogp.oracles import Empirical, Oracle
@@ -29,7 +29,7 @@ MAX_ROWS = 10_000  # of more, as many are drawn: time goes with their square
 CONFIDENCE = 0.95  # of all intervals of a report together
 SMALL = 0.1  # of the score's size: an error known this closely is known
 FACTOR = 2.0  # so is one known to this factor
-FIRST_ROWS, MOST_ROWS = 2048, 32_768  # drawn from a law that is known, until error/size is known
+FIRST_ROWS, MOST_ROWS = 2048, 8192  # drawn from a law that is known, until error/size is known
 CLOSE, NOTHING = 0.1, 2e-4  # to this share of it, or to so much, both ends together
 _SLOWING = 1.2  # least ratio of two falls, with the references doubled, that shows a limit; 2 where all is regular
 
@@ -48,7 +48,7 @@ def score_error(
     """The score error J_ESM(ψ) = ½E‖ψ − ∇log p_σ‖² of a model, from held-out rows.
 
     Where the law is known (``reference`` an oracle) it is measured against the true score, on rows drawn from it: 2048,
-    and twice as many again, up to 32 768, until error/size is known to 5 %, or to 0.0001. Otherwise it is bracketed:
+    and twice as many again, up to 8192, until error/size is known to 5 %, or to 0.0001. Otherwise it is bracketed:
 
         J_DSM(ψ) − J_DSM(φ)  ≤  J_ESM(ψ)  ≤  ½E‖ψ(x_t) − T(x_t)‖²
 
@@ -277,7 +277,7 @@ def _bracketed(sides: Sides, kernel: Kernel, rows: Rows, n_levels: int) -> Level
 def _quantile(rows: Rows, n_levels: int) -> float:
     """Standard errors on each side so that all intervals of a report hold together at 95 % (Bonferroni)."""
     tail = (1 - CONFIDENCE) / (2 * n_levels)
-    return float(student_t.ppf(1 - tail, rows.n_blocks - 1))
+    return rows.widening * float(student_t.ppf(1 - tail, rows.n_blocks - 1))
 
 
 def _r2(skill: Tensor, error: Tensor) -> Tensor:
