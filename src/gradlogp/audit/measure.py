@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -38,6 +39,7 @@ def measure(
     comparisons: Iterable[Any] = (),
     view: View | None = None,
     history: Sequence[Record] = (),
+    groups: Sequence[Any] | np.ndarray | Tensor | None = None,
     generator: torch.Generator | None = None,
     progress: bool = True,
 ) -> Audit:
@@ -56,6 +58,8 @@ def measure(
             model builds on.
         view: how rows are shown.
         history: the training's records.
+        groups: one label a held-out row: rows of one group may depend on each other; for the score error and the
+            calibration.
         generator: source of the draws; None is a fixed seed.
         progress: show a bar on a terminal.
 
@@ -74,12 +78,14 @@ def measure(
     clock = _Clock(progress)
     with clock.bar:
         noise = default_noise(len(x_test), MIN_DRAWS)
-        error = clock("score error", score_error, model, known, x_test, kernels, n_noise=noise, generator=g)
+        error = clock(
+            "score error", score_error, model, known, x_test, kernels, groups=groups, n_noise=noise, generator=g
+        )
         check = clock(
             "self-check", self_check, model, x_test[:_CHECK_DRAWS], _middle(model, kernels),
             min_draws=_CHECK_DRAWS, generator=g,
         )  # fmt: skip
-        sizes = clock("calibration", calibration, model, x_test, kernels, generator=g)
+        sizes = clock("calibration", calibration, model, x_test, kernels, groups=groups, generator=g)
         rotation = clock("symmetry", curl, model, x_test, kernels, generator=g)
         shown, samples = clock("samples", _draw, model, kernels, tuple(x_test.shape[1:]), view, g)
         memory = near = None

@@ -56,6 +56,7 @@ _PAGE = """<!doctype html>
 
 _VERDICTS = (
     ("certified", "bounded from both sides, closely: to a tenth of the score's size, or to a factor of 2"),
+    ("bracketed", "as closely, but from fewer than 300 independent rows, or rows correlated in their order"),
     ("estimated", "the upper bound is not that close, but its fall with the number of rows shows where it ends"),
     ("only bounded below", "the rows are too few to say how large the error is; both bounds still hold"),
     ("exact", "the law of the data is known, and with it the true score"),
@@ -111,7 +112,8 @@ def _about_error(audit: Audit) -> list[str]:
         f"R² = 1 − E‖ψ − ∇log p_σ‖² / E‖∇log p_σ‖² of the score ψ: 1 is the true score, 0 is no better than zero. "
         f"Measured on {score.n_rows:,} held-out rows, {score.n_draws:,} noisy draws a level. No true score is needed: "
         "the lower bound of the error is a difference of denoising losses, the upper one the distance from targets "
-        "averaged over held-out rows. The band holds at 95 % for all levels together."
+        "averaged over held-out rows. The band holds at 95 % for all levels together if the rows, or their groups, are "
+        f"independent draws, {score.seen}."
     )
     return [
         "<h2>Score error</h2>",

@@ -115,6 +115,8 @@ class Audit:
             "sigma_unit": self.view.sigma_unit,
             "held_out_rows": score.n_rows,
             "draws_a_level": score.n_draws,
+            "independent_rows": score.n_independent,
+            "cautions": list(score.cautions),
             "score_error": levels,
             "self_check": asdict(self.self_check) | {"z": self.self_check.z, "holds": self.self_check.holds},
             "calibration": self.calibration.to_frame().to_dicts(),

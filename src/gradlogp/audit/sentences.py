@@ -1,14 +1,16 @@
 """Three sentences in plain words, by stated rules: what is good, what is not, what to try.
 
 A fault is named where a number is clearly beyond a limit, by three of its standard errors (for the score error: by its
-95 % interval, which holds for all levels together). The limits:
+95 % interval, which holds for all levels together if the rows are independent draws, and for the parts of the law that
+they show: one rarer than 3/N may be unseen). The limits:
 
 * the score error may be a tenth of the score's size;
 * a tenth of the way to memorising, at levels where the score error is not known to be below a tenth of the size;
 * a share of copies as among held-out rows; samples 0.9 to 1.1 times as far from the training rows as held-out rows;
 * scores 5 % too large or too small, a posterior variance 20 %;
 * a tenth of the Jacobian not symmetric;
-* no step of training better than the closed form.
+* no step of training better than the closed form;
+* rows that are correlated in their order or nearly repeat others, more than by chance in one case of a thousand.
 
 The two gravest faults are named, and what the rows leave open; what to try is that for the gravest.
 """
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gradlogp.audit.words import percent, percent_of, shown, where
 from gradlogp.diagnostics import Estimate, LevelError, MemorisationLevel
+from gradlogp.diagnostics.levels import CERTIFIED, EXACT
 from gradlogp.training import Record, kept
 
 if TYPE_CHECKING:
@@ -94,7 +97,12 @@ def _close(audit: Audit, limit: float) -> str:
     if not close:
         return ""
     most = percent(max(level.relative[1] for level in close))
-    return f"{_at(close, audit)} the score error is at most {most} of the score's size (95 %, all levels together)"
+    seen = ""
+    if any(level.verdict not in (EXACT, CERTIFIED) for level in close):
+        seen = f"; {audit.score_error.seen}"
+    return (
+        f"{_at(close, audit)} the score error is at most {most} of the score's size (95 %, all levels together{seen})"
+    )
 
 
 def _at(some: Sequence[LevelError], audit: Audit) -> str:
@@ -116,6 +124,11 @@ def _leaked(audit: Audit) -> Iterator[Fault]:
     if r is not None and r.suspicious:
         text = f"{r.test} of the {r.n_test} held-out rows are training rows, so all numbers are too good"
         yield Fault(text, "measure on rows that were not used in training")
+
+
+def _dependent(audit: Audit) -> Iterator[Fault]:
+    for caution in audit.score_error.cautions:
+        yield Fault(caution, "give groups, one label a row for rows that belong together, or measure on other rows")
 
 
 def _memorised(audit: Audit) -> Iterator[Fault]:
@@ -210,7 +223,7 @@ def _untrained(audit: Audit) -> Iterator[Fault]:
 
 
 _RULES: tuple[Say, ...] = (
-    _broken, _leaked, _untrained, _memorised, _copies, _wrong, _far, _miscalibrated, _rotating,
+    _broken, _leaked, _dependent, _untrained, _memorised, _copies, _wrong, _far, _miscalibrated, _rotating,
 )  # fmt: skip
 
 

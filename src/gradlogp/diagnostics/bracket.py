@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,14 @@ from torch import Tensor
 from gradlogp.diagnostics.auditor import MOST_TREES, where
 from gradlogp.diagnostics.comparisons import Comparisons, best_weights
 from gradlogp.diagnostics.estimates import Z_THRESHOLD, Jackknifed
-from gradlogp.diagnostics.references import Draws, Posterior, Rows, squared_norm_without_each, without_each
+from gradlogp.diagnostics.references import (
+    Draws,
+    Posterior,
+    Rows,
+    mean_of_rows,
+    squared_norm_without_each,
+    without_each,
+)
 from gradlogp.kernels import Kernel
 from gradlogp.models import ScoreModel
 
@@ -26,7 +32,7 @@ class Sides:
         lower: J_DSM(ψ) − J_DSM(ψ + f), a lower bound of the score error in expectation.
         upper: ½E‖ψ − T‖² over references with the source, an upper bound in expectation.
         fewer: the same with a half and a quarter of the references.
-        skewness: of the upper bound as a mean over rows: γ/√N.
+        units: what each independent unit of rows contributes to the lower and the upper bound, ``(U,)`` each.
         weights: the share in f of each direction, the mean over the two halves.
         where: in which region of x_t f gains most, where it surely gains, in at most 64 coordinates.
     """
@@ -36,7 +42,7 @@ class Sides:
     lower: Jackknifed
     upper: Jackknifed
     fewer: tuple[Jackknifed, Jackknifed]
-    skewness: float
+    units: tuple[Tensor, Tensor]
     weights: dict[str, float]
     where: str | None
 
@@ -91,8 +97,8 @@ def measure(
     lower, weights, gain = _lower(c, rows, comparisons.names(kernel))
     looked = residual.shape[1] <= MOST_TREES and lower.estimate.z > Z_THRESHOLD
     region = where(torch.cat([d.x_t.flatten(1) for d in draws]), gain, rows.half[c.block]) if looked else None
-    skewness = _skewness(_mean_of_rows(c.upper[:, 0], c.row, len(rows.x)))
-    return Sides(dsm, -dsm + half_fisher, lower, uppers[0], (uppers[1], uppers[2]), skewness, weights, region)
+    units = rows.means(gain, c.row), rows.means(c.upper[:, 0], c.row)
+    return Sides(dsm, -dsm + half_fisher, lower, uppers[0], (uppers[1], uppers[2]), units, weights, region)
 
 
 def _residual(draws: list[Draws], rows: Rows) -> Tensor:
@@ -157,7 +163,7 @@ def _lower(c: _Chunk, rows: Rows, names: list[str]) -> tuple[Jackknifed, dict[st
     T is the target averaged over the own half, or the plain target, whose odd part cancels in pairs of noise: the
     other half says which promises more, averaging over a block only, so that T and d_k share no reference.
     """
-    gram, averaged, plain = (_mean_of_rows(v, c.row, len(rows.x)) for v in (c.fit_gram, c.fit_rhs, c.fit_plain))
+    gram, averaged, plain = (mean_of_rows(v, c.row, len(rows.x)) for v in (c.fit_gram, c.fit_rhs, c.fit_plain))
     chosen = []
     for h in (0, 1):
         own = rows.half[rows.block] == h
@@ -173,17 +179,3 @@ def _lower(c: _Chunk, rows: Rows, names: list[str]) -> tuple[Jackknifed, dict[st
     norm = 0.5 * torch.einsum("qk,qkl,ql->q", beta, c.gram, beta)
     value = Jackknifed.mean_of(full - norm, c.block, rows.n_blocks, without - norm[:, None])
     return value, dict(zip(names, weights.mean(0).tolist(), strict=True)), full - norm
-
-
-def _skewness(values: Tensor) -> float:
-    """The skewness of the mean of values, γ/√N; 0 where they do not vary."""
-    centred = values - values.mean()
-    spread = centred.square().mean().sqrt()
-    skewness = (centred**3).mean() / spread.clamp_min(torch.finfo(spread.dtype).tiny) ** 3 / math.sqrt(len(values))
-    return float(skewness.nan_to_num(0.0))
-
-
-def _mean_of_rows(values: Tensor, row: Tensor, n_rows: int) -> Tensor:
-    """The mean over the draws of each row, ``(Q, …) -> (N, …)``; every row has as many."""
-    total = values.new_zeros(n_rows, *values.shape[1:])
-    return total.index_add_(0, row, values) * (n_rows / len(row))

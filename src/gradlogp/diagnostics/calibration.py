@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from gradlogp._shapes import Batch, InputError, Rows, dot, event_size, squared_norm
+from gradlogp.diagnostics.dependence import MIN_GROUPS, as_groups, independent_units
 from gradlogp.diagnostics.estimates import Estimate
-from gradlogp.diagnostics.ladder import as_kernels, as_rows, frame_of, linearise, per_datum, ratio, repeated, some_rows
+from gradlogp.diagnostics.ladder import (
+    as_kernels,
+    as_rows,
+    frame_of,
+    linearise,
+    per_datum,
+    per_unit,
+    ratio,
+    repeated,
+    some_of,
+)
 from gradlogp.kernels import Kernel
 from gradlogp.models import ScoreModel, gaussian_form
 from gradlogp.objectives import divergence, rademacher
@@ -37,13 +50,19 @@ class CalibrationLevel:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Whether a model's scores have the right size, one entry in ``levels`` a kernel."""
+    """Whether a model's scores have the right size.
+
+    Attributes:
+        levels: one for each kernel.
+        cautions: what in the rows speaks against independent draws, in words.
+    """
 
     levels: tuple[CalibrationLevel, ...]
+    cautions: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         parts = (f"residual {v.residual}, slope {v.slope} at σ = {v.sigma:.3g}" for v in self.levels)
-        return "calibration (1 is right): " + "; ".join(parts)
+        return "calibration (1 is right): " + "; ".join((*parts, *self.cautions))
 
     def to_frame(self) -> Any:
         """A polars frame, one row a level."""
@@ -55,6 +74,7 @@ def calibration(
     x: Batch,
     kernels: Kernel | Iterable[Kernel],
     *,
+    groups: Sequence[Any] | np.ndarray | Tensor | None = None,
     n_noise: int | None = None,
     max_rows: int = 512,
     generator: torch.Generator | None = None,
@@ -73,32 +93,41 @@ def calibration(
     mark of over-training.
 
     The trace is exact up to 4 coordinates; above, it is vᵀ∇ψ v with random signs v, one for each draw: that costs one
-    backward pass, and its variance is at most that of ‖x − D‖² itself where the posterior is Gaussian. Standard errors
-    are over rows, by the delta method.
+    backward pass, and its variance is at most that of ‖x − D‖² itself where the posterior is Gaussian.
+
+    Standard errors are over rows, by the delta method. The rows are taken as independent draws, or their groups are;
+    rows that are correlated in their order count by runs as long as the correlation. A part of the law rarer than 3/N
+    may be unseen. 1.96 standard errors cover 95 % from about 200 rows on, 88 to 94 % at 20 rows.
 
     Args:
         model: any score model ψ that autograd can follow.
         x: clean rows that the model was not trained on, ``(B, *event)``.
         kernels: one kernel or several, isotropic Gaussian, each with one level for all rows.
+        groups: one label a row, of any kind: rows of one group may depend on each other.
         n_noise: draws of noise for each row; by default enough for 512 noisy rows.
         max_rows: rows used at most, drawn at random.
         generator: source of the draws.
 
     Raises:
         InputError: x not a finite batch of 2 rows at least, kernels that are not isotropic Gaussian, a score with no
-            gradient.
+            gradient, fewer than 4 groups.
     """
     several = as_kernels(kernels)
     held_out = as_rows(x, "x")
     for kernel in several:
         if gaussian_form(kernel, held_out, "calibration").kind != "isotropic" or not bool(kernel.alpha > 0):
             raise InputError(f"calibration: got {kernel!r}, want isotropic Gaussian noise and alpha > 0")
-    rows, n = repeated(some_rows(held_out, max_rows, generator), n_noise)
-    return Calibration(tuple(_level(model, rows, n, k, generator) for k in several))
+    unit, cautions = independent_units(held_out, as_groups(groups, len(held_out), least=MIN_GROUPS))
+    some = some_of(held_out, max_rows, generator)
+    unit = None if unit is None else unit[some.cpu()]
+    rows, n = repeated(held_out[some], n_noise)
+    return Calibration(tuple(_level(model, rows, n, unit, k, generator) for k in several), cautions)
 
 
 @torch.no_grad()
-def _level(model: ScoreModel, x: Batch, n: int, kernel: Kernel, generator: torch.Generator | None) -> CalibrationLevel:
+def _level(
+    model: ScoreModel, x: Batch, n: int, unit: Tensor | None, kernel: Kernel, generator: torch.Generator | None
+) -> CalibrationLevel:
     x_t = kernel.sample(x, generator=generator)
     psi, trace = _score_and_trace(model, x_t, kernel, generator)
     t = kernel.score(x_t, x)
@@ -106,7 +135,8 @@ def _level(model: ScoreModel, x: Batch, n: int, kernel: Kernel, generator: torch
     variance = gaussian_form(kernel, x, "calibration").covariance.to(x).double()
     error = variance * squared_norm(t - psi).double()
     said = event_size(tuple(x.shape[1:])) + variance * trace.double()
-    error, said, along, squared = (per_datum(v, n) for v in (error, said, dot(psi, t), squared_norm(psi)))
+    several = (error, said, dot(psi, t), squared_norm(psi))
+    error, said, along, squared = (per_unit(per_datum(v, n), unit) for v in several)
     return CalibrationLevel(kernel, kernel.sigma.item(), ratio(error, said), ratio(along, squared))
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from gradlogp._shapes import InputError
 
+UNSEEN = 3.0  # a part of mass p is among N independent rows with probability 1 − (1 − p)^N: 95 % at p = 3/N
+_HEAVIEST = 0.8  # 1/index of a tail, at most: a mean of 1 has none
 Z_THRESHOLD = 4.0  # |z| above this rejects; for a right model and kernel that happens once in 15 800 checks
 
 
@@ -52,6 +54,38 @@ class Bracket:
 
     def __str__(self) -> str:
         return f"between {self.lower} and {self.upper}"
+
+
+def reach(stderr: float, values: Tensor, q: float) -> tuple[float, float]:
+    """How far below and above the mean of independent values its expectation may lie, q standard errors being usual.
+
+    With s the larger of ``stderr`` and std/√N, γ the skewness of the mean, c the values less their mean:
+
+        above:  [q + (γ⁺/6)(1 + 2q²)]·s + (3/N)·max c/(1 − H),    H = mean log(c₍ᵢ₎/c₍ₖ₊₁₎), i <= k = √N
+
+    The bracket is for a mean of few large values, which is more often too low (Johnson 1978). The last term is the
+    price of a part of mass 3/N, which N values lack in one case of 20, if its values go on as the tail that was seen:
+    beyond the largest value those of a Pareto tail of index 1/H have the mean max c/(1 − H), with Hill's (1975) H of
+    the k largest, at most 0.8. Below is the same of the negative values.
+    """
+    centred = values.double() - values.double().mean()
+    n, spread = len(values), centred.std(correction=0).item()
+    skewness = (centred**3).mean().item() / spread**3 / math.sqrt(n) if spread > 0 else 0.0
+    wide = max(stderr, spread / math.sqrt(max(n - 1, 1)))
+
+    def one_side(skewness: float, c: Tensor) -> float:
+        return (q + max(skewness, 0.0) / 6 * (1 + 2 * q**2)) * wide + UNSEEN / n * _beyond(c)
+
+    return one_side(-skewness, -centred), one_side(skewness, centred)
+
+
+def _beyond(c: Tensor) -> float:
+    """The mean of values beyond the largest, if they go on as a Pareto tail."""
+    top = c.topk(min(math.ceil(math.sqrt(len(c))) + 1, len(c))).values
+    if top[0] <= 0:
+        return 0.0
+    hill = (top[:-1] / top[-1].clamp_min(torch.finfo(c.dtype).tiny)).log().mean().nan_to_num(0.0).item()
+    return top[0].item() / (1 - min(max(hill, 0.0), _HEAVIEST))
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,13 @@ def as_rows(x: object, name: str, least: int = 2) -> Batch:
 
 def some_rows(x: Batch, most: int, generator: torch.Generator | None) -> Tensor:
     """All rows, or so many of them drawn without replacement, in random order."""
+    return x[some_of(x, most, generator)]
+
+
+def some_of(x: Batch, most: int, generator: torch.Generator | None) -> Tensor:
+    """The indices of :func:`some_rows`."""
     device = x.device if generator is None else generator.device
-    return x[torch.randperm(len(x), generator=generator, device=device)[: as_count(most, "max_rows")].to(x.device)]
+    return torch.randperm(len(x), generator=generator, device=device)[: as_count(most, "max_rows")].to(x.device)
 
 
 def repeated(x: Batch, n_noise: int | None) -> tuple[Tensor, int]:
@@ -54,6 +59,15 @@ def repeated(x: Batch, n_noise: int | None) -> tuple[Tensor, int]:
 def per_datum(values: Rows, n: int) -> Tensor:
     """Mean over the n copies of each row, in float64: rows are independent, draws of one row are not."""
     return values.double().reshape(n, -1).mean(0)
+
+
+def per_unit(values: Rows, unit: Tensor | None) -> Tensor:
+    """The sums of rows over independent units, over the mean number of rows of one, ``(N,) -> (U,)``."""
+    if unit is None:
+        return values
+    which, n_units = torch.unique(unit, return_inverse=True)[1], len(torch.unique(unit))
+    total = values.new_zeros(n_units).index_add_(0, which.to(values.device), values)
+    return total * (n_units / len(values))
 
 
 def ratio(numerator: Rows, denominator: Rows) -> Estimate:

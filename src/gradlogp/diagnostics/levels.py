@@ -6,13 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gradlogp.diagnostics.estimates import Bracket, Estimate
+from gradlogp.diagnostics.estimates import UNSEEN, Bracket, Estimate
 from gradlogp.kernels import Kernel
 
 if TYPE_CHECKING:
     import polars as pl
 
-EXACT, CERTIFIED, ESTIMATED, BELOW = "exact", "certified", "estimated", "only bounded below"
+EXACT, CERTIFIED, BRACKETED = "exact", "certified", "bracketed"
+ESTIMATED, BELOW = "estimated", "only bounded below"
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ class LevelError:
         estimate: the error extrapolated in the number of references, its error covering the extrapolation; None
             where the truth is known, or the references are too few to see a limit.
         verdict: ``exact`` (the law is known), ``certified`` (two-sided: known to a tenth of the size, or to a factor of
-            2), ``estimated`` (only the extrapolation is that sharp), or ``only bounded below``.
+            2, from 300 independent rows or more), ``bracketed`` (as closely, but from fewer rows, or rows correlated in
+            their order, see the report's cautions), ``estimated`` (only the extrapolation is that sharp), or ``only
+            bounded below``.
         weights: what the lower bound compares with: the share of each direction.
         where: the region of x_t, in coordinates of the flattened row, where the model can be improved most; None where
             nothing is sure, or above 64 coordinates.
@@ -71,25 +74,31 @@ class ScoreError:
 
     Attributes:
         levels: one for each kernel.
-        n_rows: held-out rows used.
+        n_rows: held-out rows used; of a law that is known, the most that were drawn from it at a level.
         n_draws: noisy draws a level.
         n_repeats: rows that repeat an earlier one.
+        n_independent: rows that count as independent: all, or groups, or runs of rows that are correlated in their
+            order; None where the law is known.
+        cautions: what in the rows speaks against independent draws, in words.
     """
 
     levels: tuple[LevelError, ...]
     n_rows: int
     n_draws: int
     n_repeats: int = 0
+    n_independent: int | None = None
+    cautions: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        known = self.known_from
+        known = self._from(EXACT, CERTIFIED, BRACKETED)
         ordered = sorted(self.levels, key=lambda level: level.sigma)
         top = [level for level in ordered if level.sigma >= known]
         rest = [level for level in ordered if level.sigma < known]
         parts = []
         if top:
             at_worst = " at worst" if len(top) > 1 else ""
-            parts.append(f"at σ ≥ {known:.2g}: {_between(*_worst(top))} of the score's size{at_worst}")
+            seen = f", {self.seen}" if BRACKETED in {v.verdict for v in top} else ""
+            parts.append(f"at σ ≥ {known:.2g}: {_between(*_worst(top))} of the score's size{at_worst}{seen}")
         if rest:
             where = "below" if top else "at every level"
             estimated = [level.sigma for level in rest if level.verdict == ESTIMATED]
@@ -100,20 +109,31 @@ class ScoreError:
                 f"at worst at least {_percent(least)} (σ = {worst.sigma:.2g})" if least else "not known from these rows"
             )
             parts.append(f"{where}: {said}{guess}")
-        return "score error (95 %) " + "; ".join(parts) + self._repeats()
+        return "score error (95 %) " + "; ".join([*parts, *self._repeats(), *self.cautions])
 
-    def _repeats(self) -> str:
+    @property
+    def seen(self) -> str:
+        """For how much of the law the intervals hold, in words."""
+        n = self.n_independent or self.n_rows
+        part = f": a part rarer than {_percent(UNSEEN / n)} may be unseen" if n > UNSEEN else ""
+        return f"in what these {self.n_rows:,} rows show{part}"
+
+    def _repeats(self) -> list[str]:
         """A caution where rows repeat: it is right if they are draws of a discrete law, wrong if they are copies."""
         if not self.n_repeats:
-            return ""
-        return f"; {self.n_repeats} of {self.n_rows} rows repeat others: this holds only if they are draws, not copies"
+            return []
+        return [f"{self.n_repeats} of {self.n_rows} rows repeat others: this holds only if they are draws, not copies"]
 
     @property
     def known_from(self) -> float:
         """The smallest level from which on every level's error is exact or certified; inf if there is none."""
+        return self._from(EXACT, CERTIFIED)
+
+    def _from(self, *verdicts: str) -> float:
+        """The smallest level from which on every level has one of the verdicts."""
         known = math.inf
         for level in sorted(self.levels, key=lambda level: -level.sigma):
-            if level.verdict not in (EXACT, CERTIFIED):
+            if level.verdict not in verdicts:
                 return known
             known = level.sigma
         return known

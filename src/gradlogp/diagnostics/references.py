@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gradlogp._shapes import Batch
+from gradlogp.diagnostics.dependence import blocks_of_units, consecutive_blocks, independent_units, of_units
 from gradlogp.diagnostics.ladder import as_rows, score_at
 from gradlogp.kernels import Kernel
 from gradlogp.models import ScoreModel
@@ -25,6 +26,7 @@ from gradlogp.oracles import Empirical
 
 N_BLOCKS = 20  # of a jackknife: 19 degrees of freedom
 MIN_ROWS = 8
+MIN_CERTIFIED = 300  # independent rows: among as many a part of 1 % of the law is in 19 cases of 20
 MIN_DRAWS = 4096  # few rows are repeated with fresh noise
 _WORKSPACE = 2**22  # numbers a chunk of draws may spread over
 _NEGLIGIBLE = 1e-9
@@ -37,31 +39,67 @@ def default_noise(n_rows: int, min_draws: int = MIN_DRAWS) -> int:
 
 @dataclass(frozen=True)
 class Rows:
-    """Clean rows, dealt at random into blocks of nearly equal size.
+    """Clean rows, dealt into blocks of nearly equal size; what depends on each other is in one block.
 
     Attributes:
         x: the rows, ``(N, *event)``.
         block: the block of each, ``(N,)``.
         n_blocks: G; a multiple of 4, so that there are equal halves and quarters.
+        unit: which independent unit each row belongs to, ``(N,)``: its group, or a run of consecutive rows; None where
+            each row is one.
+        cautions: what in the rows speaks against independent draws, in words.
     """
 
     x: Tensor
     block: Tensor
     n_blocks: int
+    unit: Tensor | None = None
+    cautions: tuple[str, ...] = ()
 
     @classmethod
-    def dealt(cls, x: Batch, generator: torch.Generator, n_blocks: int = N_BLOCKS) -> Rows:
-        """Deal rows into blocks: ``n_blocks``, or fewer where there are fewer than two rows a block.
+    def dealt(cls, x: Batch, generator: torch.Generator, groups: Tensor | None = None) -> Rows:
+        """Deal rows into 20 blocks, or fewer where there are fewer than two independent units a block.
+
+        Groups are dealt whole, at random. Without them rows are dealt at random if their order shows nothing; otherwise
+        consecutive rows stay together, and so do the first and the second half.
 
         Raises:
             InputError: too few rows.
         """
-        x = as_rows(x, "x_test", MIN_ROWS)
-        g = max(4, min(n_blocks, 4 * (len(x) // 8)))
-        order = torch.randperm(len(x), generator=generator, device=generator.device).to(x.device)
-        block = torch.empty(len(x), dtype=torch.long, device=x.device)
-        block[order] = torch.arange(len(x), device=x.device) % g
-        return cls(x.detach(), block, g)
+        x = as_rows(x, "x_test", MIN_ROWS).detach()
+        unit, cautions = independent_units(x, groups)
+        n_units = len(x) if unit is None else int(unit.max()) + 1
+        g = max(4, min(N_BLOCKS, 4 * (n_units // 8)))
+        if groups is None and unit is not None:
+            block = consecutive_blocks(len(x), g)
+        else:
+            order = torch.randperm(n_units, generator=generator, device=generator.device).cpu()
+            block = blocks_of_units(order, unit, g)
+        return cls(x, block.to(x.device), g, None if unit is None else unit.to(x.device), cautions)
+
+    @property
+    def n_units(self) -> int:
+        """Rows that count as independent: all, or the number of groups or runs."""
+        return len(self.x) if self.unit is None else int(self.unit.max()) + 1
+
+    def means(self, values: Tensor, row: Tensor) -> Tensor:
+        """What each unit contributes to the mean over draws, ``(Q,), (Q,) -> (U,)``; every row has as many draws."""
+        return of_units(mean_of_rows(values, row, len(self.x)), self.unit)
+
+    @property
+    def certifiable(self) -> bool:
+        """Whether the rows may stand for their law: enough independent ones, and nothing that speaks against it."""
+        return self.n_units >= MIN_CERTIFIED and not self.cautions
+
+    @property
+    def widening(self) -> float:
+        """Factor on a standard error from blocks of consecutive rows, whose neighbors are correlated: √(1 + G/U).
+
+        For blocks of n rows and a correlation length L, the variance of the mean of all is (1 + L/n) times what the
+        spread of the blocks says, nearly and at most; U = N/L.
+        """
+        consecutive = self.unit is not None and bool(self.cautions)
+        return math.sqrt(1 + self.n_blocks / self.n_units) if consecutive else 1.0
 
     @property
     def half(self) -> Tensor:
@@ -71,6 +109,12 @@ class Rows:
     def of_blocks(self, chosen: Tensor) -> Tensor:
         """The rows of the blocks where ``chosen``, ``(G,)``, holds."""
         return self.x[chosen[self.block]]
+
+
+def mean_of_rows(values: Tensor, row: Tensor, n_rows: int) -> Tensor:
+    """The mean over the draws of each row, ``(Q, …) -> (N, …)``; every row has as many."""
+    total = values.new_zeros(n_rows, *values.shape[1:])
+    return total.index_add_(0, row, values) * (n_rows / len(row))
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,14 @@ def to_json(error: ScoreError | None) -> dict[str, Any] | None:
     """As a dictionary of JSON types; what is not finite is a string."""
     if error is None:
         return None
-    return {"n_rows": error.n_rows, "n_draws": error.n_draws, "levels": [_level_to_json(v) for v in error.levels]}
+    return {
+        "n_rows": error.n_rows,
+        "n_draws": error.n_draws,
+        "n_repeats": error.n_repeats,
+        "n_independent": error.n_independent,
+        "cautions": list(error.cautions),
+        "levels": [_level_to_json(v) for v in error.levels],
+    }
 
 
 def from_json(entry: Any) -> ScoreError | None:
@@ -105,7 +112,14 @@ def from_json(entry: Any) -> ScoreError | None:
     """
     if entry is None:
         return None
-    return ScoreError(tuple(_level(v) for v in entry["levels"]), int(entry["n_rows"]), int(entry["n_draws"]))
+    return ScoreError(
+        levels=tuple(_level(v) for v in entry["levels"]),
+        n_rows=int(entry["n_rows"]),
+        n_draws=int(entry["n_draws"]),
+        n_repeats=int(entry.get("n_repeats", 0)),  # not in what earlier versions wrote
+        n_independent=entry.get("n_independent"),
+        cautions=tuple(str(v) for v in entry.get("cautions", ())),
+    )
 
 
 def _level_to_json(level: LevelError) -> dict[str, Any]:
