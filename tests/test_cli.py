@@ -98,7 +98,7 @@ def test_fit_says_what_it_did(home, tmp_path, capsys):
         r"noise levels +[\d.e+-]+ to [\d.e+-]+, in standard deviations of each column",
         r"training +20 steps in [\d.]+ s, the best after \d+",
         r"held-out loss [\d.]+ ± [\d.e-]+ ",
-        r"score error +too few held-out rows \(6\) to measure$",
+        r"score error +too few held-out rows \(6\), or groups of them, to measure$",
         r"self-check +passes: ",
         rf"saved +{re.escape(str(tmp_path / 'm'))}",
         r"next +gradlogp sample .* -n 60 --out new\.csv",

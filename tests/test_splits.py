@@ -54,7 +54,7 @@ def test_groups_join_copies(rng):
 @pytest.mark.parametrize(
     ("groups", "message"),
     [([1, 2], "groups: got shape"), ([1.0, np.nan, 2.0], "no label at row 1"), (["a", None, "b"], "no label at row 1"),
-     ([[1], [2], [3]], "groups: got shape"), (np.array([1, "a", 2], dtype=object), "different kinds")],
+     ([[1], [2], [3]], "groups: got shape")],
 )  # fmt: skip
 def test_groups_that_are_none(rng, groups, message):
     with pytest.raises(InputError, match=message):
@@ -73,8 +73,10 @@ def test_no_label_is_on_both_sides_and_the_first_side_is_as_large_as_asked(rng):
         order, cut = deal(labels, 20, torch.Generator().manual_seed(seed))
         assert sorted(order.tolist()) == list(range(200))
         assert not set(labels[order[:cut]]) & set(labels[order[cut:]])
-        last = labels[order[cut - 1]]
-        assert 20 <= cut < 20 + (labels == last).sum()
+        held_out = labels[order[:cut]]
+        before = held_out[held_out != held_out[-1]]
+        assert cut >= 20
+        assert len(before) < 20 or len(np.unique(before)) < 4
 
 
 def test_one_label_cannot_be_split():
@@ -117,5 +119,5 @@ def test_groups_are_held_out_together(rng):
     x, groups = rng.normal(size=(60, 2)), np.repeat(list("abcdef"), 10)
     x[:, 0] += 100 * (groups == "c")
     est = ScoreDensity(random_state=0, n_steps=1, width=8, depth=1, verbose=False).fit(x, groups=groups)
-    assert est.n_held_out_ == 10
-    assert len(np.unique(groups[[np.abs(x - row).sum(1).argmin() for row in est.from_model(est._unseen.rows)]])) == 1
+    assert est.n_held_out_ == 20
+    assert len(np.unique(groups[[np.abs(x - row).sum(1).argmin() for row in est.from_model(est._unseen.rows)]])) == 2

@@ -127,7 +127,8 @@ def _score_error(model: ScoreDensity) -> str:
     if error is not None:
         rows = f"{error.n_rows:,} held-out rows, which also chose when to stop"
         return f"{str(error).removeprefix('score error ')} (95 %, all levels together; {rows})"
-    return "not measured in fit: see gradlogp diagnose" if n is None else f"too few held-out rows ({n}) to measure"
+    few = f"too few held-out rows ({n}), or groups of them, to measure"
+    return "not measured in fit: see gradlogp diagnose" if n is None else few
 
 
 def share(model: ScoreDensity) -> str:

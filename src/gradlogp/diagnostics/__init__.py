@@ -12,6 +12,7 @@ from gradlogp.diagnostics.compare import (
     split_half,
 )
 from gradlogp.diagnostics.curl import Curl, CurlLevel, curl
+from gradlogp.diagnostics.dependence import MIN_GROUPS, as_groups, correlation_length
 from gradlogp.diagnostics.estimates import Z_THRESHOLD, Bracket, Estimate
 from gradlogp.diagnostics.floor import floor, gaussian_floor
 from gradlogp.diagnostics.identities import Equivalence, SelfCheck, equivalence, self_check
@@ -34,6 +35,7 @@ from gradlogp.diagnostics.stein import (
 )
 
 __all__ = [
+    "MIN_GROUPS",
     "Z_THRESHOLD",
     "BoostedTrees",
     "Bracket",
@@ -59,9 +61,11 @@ __all__ = [
     "SmallNetwork",
     "SteinBase",
     "SteinTest",
+    "as_groups",
     "calibration",
     "chain",
     "compare",
+    "correlation_length",
     "curl",
     "equivalence",
     "floor",

@@ -134,6 +134,9 @@ def as_groups(groups: Sequence[Any] | np.ndarray | Tensor | None, n_rows: int, l
     labels = np.asarray(groups.cpu() if isinstance(groups, Tensor) else groups)
     if labels.ndim != 1 or len(labels) != n_rows:
         raise InputError(f"groups: got shape {labels.shape}, want one label for each of {n_rows} rows")
+    missing = [v is None or v != v for v in labels.tolist()]
+    if any(missing):
+        raise InputError(f"groups: got no label at row {missing.index(True)}, want one for each row")
     if labels.dtype == object:
         labels = labels.astype(str)
     found = torch.from_numpy(np.unique(labels, return_inverse=True)[1])

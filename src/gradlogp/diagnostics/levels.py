@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gradlogp.diagnostics.estimates import UNSEEN, Bracket, Estimate
@@ -117,6 +117,11 @@ class ScoreError:
         n = self.n_independent or self.n_rows
         part = f": a part rarer than {_percent(UNSEEN / n)} may be unseen" if n > UNSEEN else ""
         return f"in what these {self.n_rows:,} rows show{part}"
+
+    def with_caution(self, caution: str) -> ScoreError:
+        """The same with a further caution, and so nothing certified."""
+        levels = tuple(replace(v, verdict=BRACKETED) if v.verdict == CERTIFIED else v for v in self.levels)
+        return replace(self, levels=levels, cautions=(*self.cautions, caution))
 
     def _repeats(self) -> list[str]:
         """A caution where rows repeat: it is right if they are draws of a discrete law, wrong if they are copies."""

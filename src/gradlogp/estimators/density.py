@@ -22,7 +22,7 @@ from gradlogp._shapes import Batch, InputError, as_count, as_level
 from gradlogp.audit import Audit
 from gradlogp.data import Grid, Schema, detect_grid, read
 from gradlogp.data.containers import short
-from gradlogp.diagnostics import Estimate, SelfCheck, self_check
+from gradlogp.diagnostics import Estimate, SelfCheck, correlation_length, self_check
 from gradlogp.estimators import densities, diagnosis, outliers, saved
 from gradlogp.estimators.building import FEW_COORDINATES, closed_form, network_sizes, put_together
 from gradlogp.estimators.outliers import Again
@@ -148,7 +148,8 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             X: numpy array or tensor ``(N, *event)``, or a pandas or polars frame of numbers; at least 10 rows.
             y: ignored.
             groups: one label a row, as of the patient or the day it is from: rows of one group are held out together,
-                so that what is measured on held-out rows holds for new groups. Copies of a row always are.
+                so that what is measured on held-out rows holds for new groups. Copies of a row always are. Without
+                groups, rows that are correlated in their order are told of in :attr:`score_error_`.
 
         Raises:
             InputError: parameters or data that cannot be used, or a self-check that fails.
@@ -191,11 +192,14 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             history.append(record)
             yield record
         calibrate(model, held_out, levels, generator=generator)
-        error = diagnosis.held_out_error(model, held_out, levels, generator)
+        unseen = outliers.Unseen(held_out.cpu(), torch.from_numpy(labels)[order[:cut].cpu()])
+        first = np.sort(np.unique(labels, return_index=True)[1])  # of copies
+        ordered = groups is None and correlation_length(z[torch.from_numpy(first)]) > 1
+        error = diagnosis.held_out_error(model, unseen, levels, generator, ordered=ordered)
         self._set_fitted(model.cpu(), table.schema, grid, units, levels, history)
         self.self_check_, self.score_error_ = check, error
         self.n_held_out_: int | None = len(held_out)
-        self._unseen = outliers.Unseen(held_out.cpu(), torch.from_numpy(labels)[order[:cut].cpu()])
+        self._unseen = unseen
         self._plan(self.model_)
         if self.contamination is not None:
             again = Again(z, labels, goal.levels, recipe, self.kept_step_)
@@ -569,6 +573,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         X_test: Any,
         X_train: Any = None,
         *,
+        groups: Any = None,
         out: str | Path | None = None,
         n_levels: int = diagnosis.N_LEVELS,
         random_state: Any = None,
@@ -579,6 +584,8 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             X_test: rows as fitted, at least 8, that were not among those fitted.
             X_train: the rows that were fitted; without them memorisation is not measured, and the lower bound of the
                 score error is not as sharp.
+            groups: one label a row of X_test: rows of one group may depend on each other; see
+                :func:`gradlogp.diagnostics.score_error`.
             out: folder to write ``report.html``, one file that needs no network, and ``report.json`` into.
             n_levels: noise levels, from the smallest trained to the largest.
             random_state: an int for draws of its own; None takes the estimator's.
@@ -593,7 +600,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         self._fitted()
         state = self.random_state if random_state is None else random_state
         with _threads(self.n_jobs):
-            return diagnosis.diagnose(self, X_test, X_train, out, n_levels, state)
+            return diagnosis.diagnose(self, X_test, X_train, groups, out, n_levels, state)
 
     def _fitted(self) -> OnReference:
         if not hasattr(self, "model_"):

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from gradlogp._shapes import InputError, as_count
 from gradlogp.audit import MIN_DRAWS, MIN_ROWS, Audit, View, check_folder, measure
-from gradlogp.diagnostics import Bracket, Estimate, LevelError, ScoreError, score_error
+from gradlogp.diagnostics import MIN_GROUPS, Bracket, Estimate, LevelError, ScoreError, score_error
 from gradlogp.diagnostics.references import default_noise
+from gradlogp.estimators.outliers import Unseen
 from gradlogp.estimators.parameters import device_from, generator_from
 from gradlogp.estimators.units import are_pixels
 from gradlogp.kernels import Gaussian
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from gradlogp.estimators.density import ScoreDensity
 
 N_LEVELS = 12
+ORDERED = (
+    "the fitted rows are correlated in their order: this holds only if they were sorted, not if they depend on each "
+    "other; then fit with groups"
+)
 
 _BRACKETS, _INTERVALS = ("floor", "error", "size", "r2"), ("interval", "r2_interval")
 
@@ -41,17 +46,29 @@ def ladder(levels: NoiseLevels, n_levels: object = N_LEVELS) -> list[Gaussian]:
 
 
 def held_out_error(
-    model: OnReference, rows: Tensor, levels: NoiseLevels, generator: torch.Generator
+    model: OnReference, held_out: Unseen, levels: NoiseLevels, generator: torch.Generator, *, ordered: bool
 ) -> ScoreError | None:
-    """The score error on the rows held out in training; None where they are too few."""
-    if len(rows) < MIN_ROWS:
+    """The score error on the rows held out in training; None where they, or their groups, are too few.
+
+    Args:
+        model: the trained model.
+        held_out: the rows, in random order, and which of them belong together.
+        levels: the noise levels trained at.
+        generator: source of the draws.
+        ordered: whether the fitted rows were correlated in their order, which these no longer show.
+    """
+    rows, n = held_out.rows, held_out.n_independent
+    if rows is None or len(rows) < MIN_ROWS or n < MIN_GROUPS:
         return None
+    groups = None if n == len(rows) else held_out.labels
     noise = default_noise(len(rows), MIN_DRAWS)
-    return score_error(model, [model.skip], rows, ladder(levels), n_noise=noise, generator=generator)
+    rows = rows.to(generator.device)
+    error = score_error(model, [model.skip], rows, ladder(levels), groups=groups, n_noise=noise, generator=generator)
+    return error.with_caution(ORDERED) if ordered else error
 
 
 def diagnose(
-    est: ScoreDensity, x_test: Any, x_train: Any, out: str | Path | None, n_levels: object, state: Any
+    est: ScoreDensity, x_test: Any, x_train: Any, groups: Any, out: str | Path | None, n_levels: object, state: Any
 ) -> Audit:
     """:meth:`gradlogp.ScoreDensity.diagnose`, with the state of its draws."""
     if out is not None:
@@ -64,7 +81,7 @@ def diagnose(
     try:
         audit = measure(
             model, test, kernels, x_train=train, comparisons=[model.skip], view=_view(est), history=est.history_,
-            generator=generator, progress=est.verbose,
+            groups=groups, generator=generator, progress=est.verbose,
         )  # fmt: skip
     finally:
         model.cpu()

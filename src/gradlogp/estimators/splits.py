@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradlogp._shapes import InputError
 from gradlogp.data import Grid
-from gradlogp.data.containers import short
+from gradlogp.diagnostics import MIN_GROUPS, as_groups
 from gradlogp.estimators.units import Array
 
 Labels = NDArray[np.intp]
@@ -35,29 +35,16 @@ def row_labels(values: Array, grid: Grid, groups: Any = None) -> Labels:
         groups: one label a row, of any kind, or None.
 
     Raises:
-        InputError: another number of groups than of rows, or a missing label.
+        InputError: not one label a row, or one group only.
     """
     labels = _copies(values.reshape(len(values), -1), grid)
-    if groups is None:
+    named = as_groups(groups, len(values))
+    if named is None:
         return labels
-    named = _codes(groups, len(values))
     ones = np.ones(len(labels), dtype=bool)
-    links = coo_array((ones, (labels, named + labels.max() + 1)), shape=(labels.max() + named.max() + 2,) * 2)
+    size = labels.max() + 1
+    links = coo_array((ones, (labels, size + named.numpy())), shape=(size + int(named.max()) + 1,) * 2)
     return np.unique(connected_components(links, directed=False)[1][labels], return_inverse=True)[1]
-
-
-def _codes(groups: Any, n: int) -> Labels:
-    """Groups as whole numbers from 0 on."""
-    array = np.asarray(groups)
-    if array.shape != (n,):
-        raise InputError(f"groups: got shape {array.shape}, want one label for each of the {n} rows, ({n},)")
-    missing = np.array([v is None or v != v for v in array.tolist()])
-    if missing.any():
-        raise InputError(f"groups: got no label at row {int(missing.argmax())}, want one for each row")
-    try:
-        return np.unique(array, return_inverse=True)[1]
-    except TypeError:
-        raise InputError(f"groups: got labels of different kinds, e.g. {short(array[0])}, want one kind") from None
 
 
 def _copies(rows: Array, grid: Grid) -> Labels:
@@ -88,7 +75,7 @@ def deal(labels: Labels, first: int, generator: torch.Generator) -> tuple[Tensor
 
     Args:
         labels: whole numbers from 0 on, one a row.
-        first: rows wanted before the cut; more, up to the last of their label.
+        first: rows wanted before the cut; more, up to the last of their label, and for four labels where there are 12.
         generator: source of the shuffle.
 
     Raises:
@@ -103,7 +90,8 @@ def deal(labels: Labels, first: int, generator: torch.Generator) -> tuple[Tensor
     rank[shuffled] = torch.arange(len(shuffled))
     order = torch.argsort(rank[torch.from_numpy(labels)], stable=True)
     ends = counts[shuffled].cumsum(0)[:-1]
-    return order.to(device), int(ends[min(int(torch.searchsorted(ends, first)), len(ends) - 1)])
+    least = min(MIN_GROUPS, len(counts) // 3) - 1 if len(counts) < len(labels) else 0
+    return order.to(device), int(ends[min(max(int(torch.searchsorted(ends, first)), least), len(ends) - 1)])
 
 
 def folds(labels: Labels, n_folds: int, generator: torch.Generator) -> Tensor:
