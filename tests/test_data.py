@@ -716,6 +716,7 @@ BAD_FILES = {
     "late comment.csv": (b"a,b\n1,2\n# end\n", ["'# end'", "line 3"]),
     "mixed.csv": (b"a,b\n1,2\n2,true\n", ["'b'", "'true'", "row 1"]),
     "quote.csv": (b'a,b\n1,"2\n', ["cannot be parsed"]),
+    "long quote.csv": (b'a,b\n1,"2\n' + b"3,4\n" * 40_000, ["cannot be parsed"]),
     "two.csv": (b"a;b,c\n1;2,3\n4,5\n", ["text", "'1;2'"]),
     "inf.csv": (b"a,b\n1,2\ninf,4\n", ["'a'", "infinite", "row 1"]),
     "twice.csv": (b"a,a\n1,2\n", ["2 columns named 'a'"]),

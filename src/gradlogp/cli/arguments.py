@@ -232,7 +232,10 @@ def _add_columns(parser: _Parser) -> None:
 
 def _names(text: str) -> list[str]:
     """Names with commas between them; one that holds a comma is put into double quotes, as in csv."""
-    return [name.strip() for name in next(csv.reader([text], skipinitialspace=True), [])]
+    try:
+        return [name.strip() for name in next(csv.reader([text], skipinitialspace=True), [])]
+    except csv.Error:
+        raise argparse.ArgumentTypeError(f"got {text!r}, want names with commas between") from None
 
 
 def _add_quiet(parser: _Parser) -> None:
