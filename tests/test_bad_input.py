@@ -425,7 +425,7 @@ DATA_FILES = {
     "text column": ("t.csv", save("t.csv", "a,b\n" + 20 * "1,x\n"), "'b'", "'x' at row 0"),
     "missing values": ("m.csv", save("m.csv", "a,b\n1,2\n" + 20 * "1,\n"), "'b'", "20 cells missing", "row 1"),
     "infinity": ("i.csv", save("i.csv", "a,b\n1,2\n" + 20 * "1,inf\n"), "'b'"),
-    "ragged": ("r.csv", save("r.csv", "a,b\n1,2\n1,2,3\n"), "3 cells in row 1 (line 3), want 2"),
+    "ragged": ("r.csv", save("r.csv", "a,b\n1,2\n1,2,3\n"), "3 cells in row 1 (line 3), '1,2,3', want 2"),
     "duplicate columns": ("d.csv", save("d.csv", "a,a\n" + 20 * "1,2\n"), "2 columns named 'a'"),
     "not UTF-8": ("u.csv", save("u.csv", b"a,b\n\xff\xfe,1\n"), "not UTF-8"),
     "corrupt parquet": ("p.parquet", save("p.parquet", "PAR1 not really"), "corrupt or not parquet"),

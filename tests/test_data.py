@@ -543,6 +543,13 @@ def test_thousands_marks_are_said(tmp_path):
     assert load_file(tmp_path / "t.csv").notes == ("commas mark thousands: 1,243.56 in column 'a' is 1243.56",)
 
 
+def test_the_comma_of_an_only_column_is_said(tmp_path):
+    (tmp_path / "t.csv").write_text("a\n1,2\n2,4\n1,5\n")
+    table = load_file(tmp_path / "t.csv")
+    assert table.values.tolist() == [[1.2], [2.4], [1.5]]
+    assert table.notes == ("commas are decimal marks: 1,2 in column 'a' is 1.2",)
+
+
 def test_a_column_left_out_still_tells_the_decimal_mark(tmp_path):
     (tmp_path / "t.csv").write_text(MARKS["thousands points"][0])
     table = load_file(tmp_path / "t.csv", drop=["share"])

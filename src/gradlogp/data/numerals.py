@@ -68,7 +68,7 @@ def to_numbers(texts: pl.DataFrame, separator: str, kept: list[str], what: str) 
     cells that a comma separates.
 
     Returns:
-        The columns; whether the decimal mark is a comma; a line on what was read as thousands marks.
+        The columns; whether the decimal mark is a comma; a line on marks that could be read otherwise.
 
     Raises:
         InputError: for text, columns with different decimal marks, and whole numbers that float64 does not hold.
@@ -86,7 +86,7 @@ def to_numbers(texts: pl.DataFrame, separator: str, kept: list[str], what: str) 
     numbers = pl.DataFrame([column for name in kept if (column := plain[name]) is not None])
     for name in kept:
         _check_whole(bare[name], numbers[name], f"{what}: column {short(name)}")
-    return numbers, decimal == ",", _thousands([cells[name] for name in kept], decimal)
+    return numbers, decimal == ",", _marks_said([cells[name] for name in kept], decimal, texts.width == 1)
 
 
 def _cells(column: pl.Series, spaced: str) -> pl.Series:
@@ -175,14 +175,17 @@ def _either(
     )
 
 
-def _thousands(columns: list[pl.Series], decimal: str) -> list[str]:
-    """A line on the thousands marks that were read past, if there are any."""
+def _marks_said(columns: list[pl.Series], decimal: str, alone: bool) -> list[str]:
+    """A line on the first number whose marks could be read otherwise: with thousands, or a comma in the only column."""
     mark = _other(decimal)
+    what = {".": "points mark thousands", ",": "commas mark thousands"}[mark]
+    if alone and decimal == ",":
+        mark, what = ",", "commas are decimal marks"
     for column in columns:
         marked = column.filter(column.str.contains(mark, literal=True))
         if len(marked):
-            cell, name = marked[0], {".": "points", ",": "commas"}[mark]
-            return [f"{name} mark thousands: {cell} in column {short(column.name)} is {cell.replace(mark, '')}"]
+            number = marked[0].replace(_other(decimal), "").replace(decimal, ".")
+            return [f"{what}: {marked[0]} in column {short(column.name)} is {number}"]
     return []
 
 

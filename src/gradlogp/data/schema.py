@@ -126,7 +126,7 @@ def read(x: Any, name: str = "X", *, min_rows: int = 1, allow_missing: bool = Fa
     Of a frame, the row index that pandas saves as ``__index_level_0__`` is left out, as the table's ``notes`` say.
 
     Args:
-        x: a numpy array or tensor ``(N, *event)``, a pandas, polars or pyarrow frame, lists of rows, lists of tensors or
+        x: an array or tensor ``(N, *event)``, a pandas, polars or pyarrow frame, lists of rows, a list of tensors or
             a ``TensorDataset`` of one.
         name: what a message calls the data.
         min_rows: how many rows are wanted at least; 2 to fit.
