@@ -586,6 +586,14 @@ def test_what_a_column_left_out_holds_does_not_matter(tmp_path):
     assert load_file(tmp_path / "t.csv", drop=["id"]).values.tolist() == [[1.5, 1], [2, 0]]
 
 
+def test_marks_of_columns_left_out_do_not_matter(tmp_path):
+    (tmp_path / "t.csv").write_text("n\ta\tb\tc\n1\t2,155\t2,5\t0.5\n2\t1,030\t3,5\t1.5\n")
+    assert load_file(tmp_path / "t.csv", columns=["n"]).values.tolist() == [[1], [2]]
+    assert load_file(tmp_path / "t.csv", drop=["b"]).values.tolist() == [[1, 2155, 0.5], [2, 1030, 1.5]]
+    assert load_file(tmp_path / "t.csv", drop=["c"]).values.tolist() == [[1, 2.155, 2.5], [2, 1.03, 3.5]]
+    assert "decimal comma or thousands" in message(load_file, tmp_path / "t.csv", columns=["n", "a"])
+
+
 def test_an_index_column_that_is_asked_for_is_kept(tmp_path):
     (tmp_path / "t.csv").write_text("Unnamed: 0,a\n3,1\n5,2\n")
     assert load_file(tmp_path / "t.csv", columns=["Unnamed: 0", "a"]).values.tolist() == [[3, 1], [5, 2]]

@@ -143,7 +143,9 @@ def _decimal_mark(
     for names in (numbers, [name for name in kept if name in numbers]):  # what is left out has a say, and no veto
         both = [d for d in ".," if all(d in numbers[name] for name in names)]
         if both:
-            return both[0] if len(both) == 1 else _either(cells, plain, numbers, separator, what)
+            return (
+                both[0] if len(both) == 1 else _either(cells, [n for n in names if plain[n] is None], separator, what)
+            )
     point, comma = (next(n for n in kept if numbers.get(n) == [d]) for d in ".,")
     first = {
         n: next(c for c in cells[n] if c and not re.match(_PATTERNS[d], c)) for n, d in ((point, ","), (comma, "."))
@@ -154,15 +156,8 @@ def _decimal_mark(
     )
 
 
-def _either(
-    cells: dict[str, pl.Series],
-    plain: dict[str, pl.Series | None],
-    numbers: dict[str, list[str]],
-    separator: str,
-    what: str,
-) -> str:
-    """Which of the two marks is the decimal one, where all numbers are numbers with either."""
-    marked = [name for name in numbers if plain[name] is None]
+def _either(cells: dict[str, pl.Series], marked: list[str], separator: str, what: str) -> str:
+    """Which of the two marks is the decimal one, where all numbers, some of them with commas, are so with either."""
     if not marked or separator == ",":
         return "."
     if separator == ";":
