@@ -491,6 +491,7 @@ LINES = {
     "a mistyped option with =": ("fit good.csv --out new --pateince=3", "did you mean --patience?"),
     "a shortened option": ("fit good.csv --out new --sig 3", "--sig", "did you mean --sigma-min or --sigma-max?"),
     "columns and drop": ("fit good.csv --out new --columns a --drop b", "--drop", "not allowed with", "--columns"),
+    "data after drop": ("fit --out new --drop a good.csv", "required: DATA", "put DATA before --columns or --drop"),
     "columns without one": ("fit good.csv --out new --columns", "--columns", "expected at least one"),
     "a column that is not there": ("fit good.csv --out new --columns a,d", "no column 'd'", "'a', 'b', 'c'"),
     "a mistyped column": ("chain long.csv --drop lenght", "no column 'lenght'", "did you mean 'length'?"),

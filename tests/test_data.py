@@ -686,6 +686,13 @@ def test_csv_header_of_counts_is_a_header(tmp_path):
     assert len(table.values) == 4
 
 
+def test_csv_header_of_years_beside_an_index_is_a_header(tmp_path):
+    pd.DataFrame({"2019": [1, 3], "2020": [2.5, 4]}).to_csv(tmp_path / "t.csv")
+    table = load_file(tmp_path / "t.csv")
+    assert table.schema.columns == ("2019", "2020")
+    assert table.values.tolist() == [[1, 2.5], [3, 4]]
+
+
 def test_csv_late_decimal_and_missing_words(tmp_path):
     (tmp_path / "t.csv").write_text("a,b\n1,NA\n,2\nnan,3.5\n")
     values = load_file(tmp_path / "t.csv", allow_missing=True).values
@@ -723,6 +730,7 @@ BAD_FILES = {
     "nine.csv": (b",".join(b"c%d" % i for i in range(13)) + b"\n" + b",".join([b"x"] * 13), ["and 3 more"]),
     "marked.csv": (b"a,b\n1,2\n?,4\n", ["'a'", "1 cell missing", "row 1"]),
     "excel.csv": (b"a,b\n1,2\n3,#DIV/0!\n", ["'b'", "1 cell missing", "row 1"]),
+    "hashes.csv": (b"#1,5\n#2,6\n", ["'#1'", "text", "'#2' at row 0"]),
     "name.csv": (b"a,,c\n1,2,3\n", ["no name", "column 1"]),
     "nameless.csv": (b",,\n1,x,3\n", ["no column with a name"]),
     "missing first.csv": (b",2.5\n1,3.5\n", ["'column_0'", "missing", "row 0"]),

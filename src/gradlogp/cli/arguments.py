@@ -37,9 +37,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     named = whole.commands.get(words[0]) if words else whole
     try:
         args, unknown = whole.parse_known_args(words)
-    except UsageError:
+    except UsageError as error:
         if named is not None and len(words) <= 1:
             print(named.format_help())
+        if {"--columns", "--drop"} & set(words) and "required: DATA" in str(error):
+            raise UsageError(f"{error}; put DATA before --columns or --drop, which take all words after them") from None
         raise
     if unknown:
         option = unknown[0].partition("=")[0]
