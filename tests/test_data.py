@@ -543,6 +543,13 @@ def test_thousands_marks_are_said(tmp_path):
     assert load_file(tmp_path / "t.csv").notes == ("commas mark thousands: 1,243.56 in column 'a' is 1243.56",)
 
 
+def test_the_comma_of_an_only_column_is_said(tmp_path):
+    (tmp_path / "t.csv").write_text("a\n1,2\n2,4\n1,5\n")
+    table = load_file(tmp_path / "t.csv")
+    assert table.values.tolist() == [[1.2], [2.4], [1.5]]
+    assert table.notes == ("commas are decimal marks: 1,2 in column 'a' is 1.2",)
+
+
 def test_a_column_left_out_still_tells_the_decimal_mark(tmp_path):
     (tmp_path / "t.csv").write_text(MARKS["thousands points"][0])
     table = load_file(tmp_path / "t.csv", drop=["share"])
@@ -577,6 +584,14 @@ def test_what_a_column_left_out_holds_does_not_matter(tmp_path):
     assert table.schema.dtypes == ("int64", "bool")
     (tmp_path / "t.csv").write_text("id;a;b\n9007199254740993;1,5;true\n9007199254740995;2;false\n")
     assert load_file(tmp_path / "t.csv", drop=["id"]).values.tolist() == [[1.5, 1], [2, 0]]
+
+
+def test_marks_of_columns_left_out_do_not_matter(tmp_path):
+    (tmp_path / "t.csv").write_text("n\ta\tb\tc\n1\t2,155\t2,5\t0.5\n2\t1,030\t3,5\t1.5\n")
+    assert load_file(tmp_path / "t.csv", columns=["n"]).values.tolist() == [[1], [2]]
+    assert load_file(tmp_path / "t.csv", drop=["b"]).values.tolist() == [[1, 2155, 0.5], [2, 1030, 1.5]]
+    assert load_file(tmp_path / "t.csv", drop=["c"]).values.tolist() == [[1, 2.155, 2.5], [2, 1.03, 3.5]]
+    assert "decimal comma or thousands" in message(load_file, tmp_path / "t.csv", columns=["n", "a"])
 
 
 def test_an_index_column_that_is_asked_for_is_kept(tmp_path):
@@ -671,6 +686,13 @@ def test_csv_header_of_counts_is_a_header(tmp_path):
     assert len(table.values) == 4
 
 
+def test_csv_header_of_years_beside_an_index_is_a_header(tmp_path):
+    pd.DataFrame({"2019": [1, 3], "2020": [2.5, 4]}).to_csv(tmp_path / "t.csv")
+    table = load_file(tmp_path / "t.csv")
+    assert table.schema.columns == ("2019", "2020")
+    assert table.values.tolist() == [[1, 2.5], [3, 4]]
+
+
 def test_csv_late_decimal_and_missing_words(tmp_path):
     (tmp_path / "t.csv").write_text("a,b\n1,NA\n,2\nnan,3.5\n")
     values = load_file(tmp_path / "t.csv", allow_missing=True).values
@@ -708,6 +730,7 @@ BAD_FILES = {
     "nine.csv": (b",".join(b"c%d" % i for i in range(13)) + b"\n" + b",".join([b"x"] * 13), ["and 3 more"]),
     "marked.csv": (b"a,b\n1,2\n?,4\n", ["'a'", "1 cell missing", "row 1"]),
     "excel.csv": (b"a,b\n1,2\n3,#DIV/0!\n", ["'b'", "1 cell missing", "row 1"]),
+    "hashes.csv": (b"#1,5\n#2,6\n", ["'#1'", "text", "'#2' at row 0"]),
     "name.csv": (b"a,,c\n1,2,3\n", ["no name", "column 1"]),
     "nameless.csv": (b",,\n1,x,3\n", ["no column with a name"]),
     "missing first.csv": (b",2.5\n1,3.5\n", ["'column_0'", "missing", "row 0"]),
@@ -716,6 +739,7 @@ BAD_FILES = {
     "late comment.csv": (b"a,b\n1,2\n# end\n", ["'# end'", "line 3"]),
     "mixed.csv": (b"a,b\n1,2\n2,true\n", ["'b'", "'true'", "row 1"]),
     "quote.csv": (b'a,b\n1,"2\n', ["cannot be parsed"]),
+    "long quote.csv": (b'a,b\n1,"2\n' + b"3,4\n" * 40_000, ["cannot be parsed"]),
     "two.csv": (b"a;b,c\n1;2,3\n4,5\n", ["text", "'1;2'"]),
     "inf.csv": (b"a,b\n1,2\ninf,4\n", ["'a'", "infinite", "row 1"]),
     "twice.csv": (b"a,a\n1,2\n", ["2 columns named 'a'"]),

@@ -37,9 +37,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     named = whole.commands.get(words[0]) if words else whole
     try:
         args, unknown = whole.parse_known_args(words)
-    except UsageError:
+    except UsageError as error:
         if named is not None and len(words) <= 1:
             print(named.format_help())
+        if {"--columns", "--drop"} & set(words) and "required: DATA" in str(error):
+            raise UsageError(f"{error}; put DATA before --columns or --drop, which take all words after them") from None
         raise
     if unknown:
         option = unknown[0].partition("=")[0]
@@ -232,7 +234,10 @@ def _add_columns(parser: _Parser) -> None:
 
 def _names(text: str) -> list[str]:
     """Names with commas between them; one that holds a comma is put into double quotes, as in csv."""
-    return [name.strip() for name in next(csv.reader([text], skipinitialspace=True), [])]
+    try:
+        return [name.strip() for name in next(csv.reader([text], skipinitialspace=True), [])]
+    except csv.Error:
+        raise argparse.ArgumentTypeError(f"got {text!r}, want names with commas between") from None
 
 
 def _add_quiet(parser: _Parser) -> None:

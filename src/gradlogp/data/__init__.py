@@ -2,7 +2,8 @@
 
 :func:`read` takes arrays, tensors and data frames, :func:`load_file` takes files; both return a :class:`Table`: float64
 numbers and the :class:`Schema` that turns numbers back into the same kind of thing. :class:`Grid` puts values of
-discrete columns back on their grid. Whatever cannot be used is an ``InputError`` of one line; rows count from 0.
+discrete columns back on their grid. What was left out, as a saved row index is, the table's ``notes`` say. Whatever
+cannot be used is an ``InputError`` of one line; rows count from 0.
 """
 
 from gradlogp.data.files import EXTENSIONS, check_output, load_file, save_file

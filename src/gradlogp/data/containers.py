@@ -22,6 +22,7 @@ from gradlogp.data.rows import short as short
 
 Name: TypeAlias = str | int
 UNNAMED = r"Unnamed: 0(\.\d+|_level_\d+)?"  # what pandas calls a first column without a name
+_WHOLE = dtypes.INTEGERS | {"int128", "uint128"}
 ARRAYS = ("numpy", "torch")
 FRAMES = ("pandas", "polars", "pyarrow", "modin", "cudf")
 
@@ -177,8 +178,9 @@ def _series_values(series: nw.Series[Any], what: str) -> Floats:
     """A column as float64, NaN for missing (a column of nulls only may have no type that casts)."""
     if _all_missing(series):
         return np.full(len(series), np.nan)
-    large = series.dtype.is_integer() and len(series) and max(-int(series.min()), int(series.max())) > dtypes.EXACT
-    if large or series.dtype.is_decimal():
+    base = dtypes.plain(str(series.dtype))
+    large = base in _WHOLE and len(series) and max(-int(series.min()), int(series.max())) > dtypes.EXACT
+    if large or base.startswith("decimal"):
         missing = series.is_null().to_list()
         cells = [None if none else cell for none, cell in zip(missing, series.to_list(), strict=True)]
         return dtypes.exactly(cells, lambda i: f"{what}, row {i}")
@@ -202,7 +204,7 @@ def _series_type(series: nw.Series[Any]) -> str | None:
     base = dtypes.plain(str(series.dtype))
     if base in dtypes.KNOWN:
         return base
-    return "float64" if _all_missing(series) or series.dtype.is_decimal() or series.dtype.is_integer() else None
+    return "float64" if _all_missing(series) or base in _WHOLE or base.startswith("decimal") else None
 
 
 def _no_numbers(series: nw.Series[Any], name: str, column: Name) -> str:

@@ -68,7 +68,7 @@ def to_numbers(texts: pl.DataFrame, separator: str, kept: list[str], what: str) 
     cells that a comma separates.
 
     Returns:
-        The columns; whether the decimal mark is a comma; a line on what was read as thousands marks.
+        The columns; whether the decimal mark is a comma; a line on marks that could be read otherwise.
 
     Raises:
         InputError: for text, columns with different decimal marks, and whole numbers that float64 does not hold.
@@ -86,7 +86,7 @@ def to_numbers(texts: pl.DataFrame, separator: str, kept: list[str], what: str) 
     numbers = pl.DataFrame([column for name in kept if (column := plain[name]) is not None])
     for name in kept:
         _check_whole(bare[name], numbers[name], f"{what}: column {short(name)}")
-    return numbers, decimal == ",", _thousands([cells[name] for name in kept], decimal)
+    return numbers, decimal == ",", _marks_said([cells[name] for name in kept], decimal, texts.width == 1)
 
 
 def _cells(column: pl.Series, spaced: str) -> pl.Series:
@@ -143,7 +143,9 @@ def _decimal_mark(
     for names in (numbers, [name for name in kept if name in numbers]):  # what is left out has a say, and no veto
         both = [d for d in ".," if all(d in numbers[name] for name in names)]
         if both:
-            return both[0] if len(both) == 1 else _either(cells, plain, numbers, separator, what)
+            return (
+                both[0] if len(both) == 1 else _either(cells, [n for n in names if plain[n] is None], separator, what)
+            )
     point, comma = (next(n for n in kept if numbers.get(n) == [d]) for d in ".,")
     first = {
         n: next(c for c in cells[n] if c and not re.match(_PATTERNS[d], c)) for n, d in ((point, ","), (comma, "."))
@@ -154,15 +156,8 @@ def _decimal_mark(
     )
 
 
-def _either(
-    cells: dict[str, pl.Series],
-    plain: dict[str, pl.Series | None],
-    numbers: dict[str, list[str]],
-    separator: str,
-    what: str,
-) -> str:
-    """Which of the two marks is the decimal one, where all numbers are numbers with either."""
-    marked = [name for name in numbers if plain[name] is None]
+def _either(cells: dict[str, pl.Series], marked: list[str], separator: str, what: str) -> str:
+    """Which of the two marks is the decimal one, where all numbers, some of them with commas, are so with either."""
     if not marked or separator == ",":
         return "."
     if separator == ";":
@@ -175,14 +170,17 @@ def _either(
     )
 
 
-def _thousands(columns: list[pl.Series], decimal: str) -> list[str]:
-    """A line on the thousands marks that were read past, if there are any."""
+def _marks_said(columns: list[pl.Series], decimal: str, alone: bool) -> list[str]:
+    """A line on the first number whose marks could be read otherwise: with thousands, or a comma in the only column."""
     mark = _other(decimal)
+    what = {".": "points mark thousands", ",": "commas mark thousands"}[mark]
+    if alone and decimal == ",":
+        mark, what = ",", "commas are decimal marks"
     for column in columns:
         marked = column.filter(column.str.contains(mark, literal=True))
         if len(marked):
-            cell, name = marked[0], {".": "points", ",": "commas"}[mark]
-            return [f"{name} mark thousands: {cell} in column {short(column.name)} is {cell.replace(mark, '')}"]
+            number = marked[0].replace(_other(decimal), "").replace(decimal, ".")
+            return [f"{what}: {marked[0]} in column {short(column.name)} is {number}"]
     return []
 
 

@@ -123,15 +123,19 @@ class Table:
 def read(x: Any, name: str = "X", *, min_rows: int = 1, allow_missing: bool = False) -> Table:
     """Read an array, a tensor, a data frame or lists of numbers.
 
+    Of a frame, the row index that pandas saves as ``__index_level_0__`` is left out, as the table's ``notes`` say.
+
     Args:
-        x: a numpy array or tensor ``(N, *event)``, a pandas, polars or pyarrow frame, or lists of rows.
+        x: an array or tensor ``(N, *event)``, a pandas, polars or pyarrow frame, lists of rows, a list of tensors or
+            a ``TensorDataset`` of one.
         name: what a message calls the data.
         min_rows: how many rows are wanted at least; 2 to fit.
         allow_missing: whether missing values are let through, as NaN.
 
     Raises:
-        InputError: for text, dates, categories, objects, complex or sparse data, missing or infinite values, ragged
-            rows, too few rows, no columns, or a column name that comes twice.
+        InputError: for text, dates, categories, objects, complex or sparse data, missing or infinite values, whole
+            numbers that float64 does not hold, ragged rows, too few rows, no columns, a column name that comes twice,
+            and what holds more than rows, such as a dataset of inputs and labels.
     """
     return _table(_parts(x, name), name, _dialect(x), min_rows=min_rows, allow_missing=allow_missing)
 

@@ -33,8 +33,13 @@ def parse_csv(raw: bytes, what: str, choice: Choice | None = None) -> tuple[pl.D
     Raises:
         InputError: for bytes that are not UTF-8, no rows, ragged rows, names that are blank or come twice, and text.
     """
-    choice = choice or Choice()
-    whole = _decode(raw, what)
+    try:
+        return _parse(_decode(raw, what), what, choice or Choice())
+    except csv.Error as error:  # such as a quote that is never closed
+        raise InputError(f"{what}: got csv that cannot be parsed ({error}), want a table of numbers") from None
+
+
+def _parse(whole: str, what: str, choice: Choice) -> tuple[pl.DataFrame, Dialect, tuple[str, ...]]:
     comment, text, stated = _preamble(whole)
     separator = stated or _separator(text)
     first, body = _split_first(text, separator)
@@ -174,7 +179,9 @@ def _read(body: str, separator: str, width: int, what: str) -> pl.DataFrame:
         body = re.sub("\n\n+", "\n", body.lstrip("\n"))
     names = [str(i) for i in range(width)]
     try:
-        return pl.read_csv(body.encode(), separator=separator, has_header=False, new_columns=names, infer_schema=False)
+        return pl.read_csv(
+            body.encode(), separator=separator, has_header=False, new_columns=names, infer_schema_length=0
+        )
     except pl.exceptions.PolarsError as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"{what}: got csv that cannot be parsed ({reason}), want a table of numbers") from None
