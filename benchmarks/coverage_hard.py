@@ -255,7 +255,7 @@ def main() -> None:
     body = [
         f"{args.runs} sets of rows each, σ = 1. Misses: sets whose interval lies above and below the truth. Open: rows "
         "that count as fewer than 8 independent ones, of which no upper end is told. A part of 2 % is not among 100 "
-        "rows in 13 % of the sets, one of 1 % in 37 %: no rows show what they lack: none is certified from so few.",
+        "rows in 13 % of the sets, one of 1 % in 37 %: no rows show what they lack; nothing is certified from so few.",
         common.table([*header, "certified %", "certified and wrong %"], rows),
         "The true value in value ± 1.96 standard errors; for `compare` Student's quantile with its blocks less one:",
         common.table(["function", "rows", "covered %"], others(args.runs)),

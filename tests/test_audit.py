@@ -221,6 +221,17 @@ def test_held_out_rows_that_are_training_rows_are_told_unless_rows_repeat_anyhow
     assert (f"{repeats[3]} of the {repeats[2]} held-out rows are training rows" in s.not_good) == told
 
 
+def test_rows_that_depend_on_each_other_are_told(good):
+    told = "the rows are correlated in their order"
+    error = replace(good.score_error, cautions=(told,), n_independent=20)
+    s = replace(good, score_error=error).sentences
+    assert told in s.not_good
+    assert s.to_try.startswith("To try: give groups")
+    assert "draws, in what these" in replace(good, score_error=error).to_html()
+    assert "a part rarer than 15 % may be unseen" in error.seen
+    assert replace(good, score_error=error).to_json()["cautions"] == [told]
+
+
 def test_memorising_what_does_not_matter_is_no_fault(memorising):
     """At a level where the score error is known to be small, memorising has done no harm."""
     levels = tuple(replace(v, r2_interval=(0.95, 1.0)) for v in memorising.score_error.levels)

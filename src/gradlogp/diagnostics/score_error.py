@@ -57,11 +57,11 @@ def score_error(
     the right side is J_ESM plus the target's remaining variance). φ is a combination of models, fitted on one half of
     the rows and measured on the other. Standard errors are a delete-a-block jackknife, which sees that rows share
     references. An interval is its ends widened by Student's quantile of them, by more where few rows carry the mean
-    (Johnson 1978), and by 3/N of the distance of the mean from the row that lies furthest on that side.
+    (Johnson 1978), and by the price of a part of mass 3/N beyond the furthest row, if the tail goes on as it is seen.
 
     What the rows cannot show. **They are taken as independent draws** of the law that is meant, or their ``groups``
     are. **A part of the law rarer than 3/N may be unseen** (5 % of samples of N rows lack a part of 3/N): the intervals
-    hold for the parts that the rows show, and for unseen ones in which the model is no worse than at the worst row.
+    hold for the parts that the rows show, and for unseen ones in which the model is no worse than that tail says.
     Nothing is ``certified`` from fewer than 300 rows, which show a part of 1 %. Where the rows are correlated in their
     order (two rank tests, wrong for one in a thousand sets of independent rows) the blocks are runs of consecutive
     rows, nothing is certified, and below 8 runs as long as the correlation the intervals are open; the bounds then

@@ -112,7 +112,8 @@ def cross_entropy(
     For **any** D it is an upper bound of −E_p log r_{s₀}, r the density of the reverse SDE that has the model's score
     and starts from G at s₁; and so of the entropy of p_{s₀}.
 
-    Rows' draws are averaged first: the standard error is that of independent rows. Give rows that the model was not
+    Rows' draws are averaged first: the standard error is that of independent rows; 1.96 of them cover 95 % from about
+    200 rows on, less of fewer: see :class:`~gradlogp.diagnostics.Estimate`. Give rows that the model was not
     trained on: on its own a model that has memorised is too good, and the value too low.
 
     Args:
