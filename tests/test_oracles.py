@@ -211,7 +211,43 @@ def test_quadrature_says_what_it_cannot_know() -> None:
     missing = Quadrature(Unknown(td.Normal(f64(0.0), f64(1.0)), -1e-4))
     assert bool((missing.error(AT, Gaussian(0.5)) == math.inf).all())
     for law in (td.VonMises(0.0, 1.0), Unknown(td.Normal(f64(0.0), f64(1.0)), 0.1)):
-        with pytest.raises(
-            InputError, match=r"its density integrates to .* over the line, want 1; use a law"
-        ):
+        with pytest.raises(InputError, match=r"its density integrates to .* over the line, want 1; use a law"):
             Quadrature(law)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("arrays", [False, True], ids=["tensors", "arrays"])
+def test_covariances_are_symmetric_to_the_rounding_of_their_dtype(dtype: torch.dtype, arrays: bool) -> None:
+    """As scikit-learn's float32 ``covariances_``, the entries beside the diagonal off by a rounding or two."""
+    a = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exact = a @ a.mT + 0.5 * torch.eye(4)
+    c = exact.to(dtype)
+    c = torch.where(torch.ones(4, 4).tril(-1) > 0, c * (1 + 2 * torch.finfo(dtype).eps), c)
+    assert bool((c != c.mT).any())
+    weights, means = torch.tensor([0.3, 0.7], dtype=dtype), torch.zeros(2, 4, dtype=dtype)
+    given = (weights, means, c)
+    if arrays:
+        if dtype == torch.bfloat16:
+            pytest.skip("numpy has none")
+        given = tuple(v.numpy() for v in given)
+    x, kernel = 0.3 * torch.ones(1, 4, dtype=torch.float64), Gaussian(0.5)
+    got = GaussianMixture(*given).score(x, kernel)
+    want = GaussianMixture(weights.double(), means.double(), exact).score(x, kernel)
+    torch.testing.assert_close(got, want, rtol=0, atol=20 * max(torch.finfo(dtype).eps, 1e-15))
+    assert GaussianReference.of_moments(means[0], c[0]).eigenvalues.dtype == dtype
+    wrong = c.clone()
+    wrong[:, 0, 1] += 0.5 * c.diagonal(dim1=1, dim2=2).amax()
+    for off in (wrong, c + torch.full_like(c, NAN)):
+        with pytest.raises(InputError, match=r"not symmetric|NaN"):
+            GaussianMixture(weights, means, off)
+        with pytest.raises(InputError, match=r"not symmetric|NaN"):
+            GaussianReference.of_moments(means[0], off[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_direction_without_variance_is_one_in_every_dtype(dtype: torch.dtype) -> None:
+    """A matrix of rank 2 rounded to a dtype: its other eigenvalues are that rounding, of either sign."""
+    a = torch.randn(6, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    c = (a @ a.T).to(dtype)
+    assert GaussianReference.of_moments(torch.zeros(6, dtype=dtype), c).eigenvalues.numel() == 2
+    assert (GaussianMixture([1.0], torch.zeros(1, 6), c[None]).variances > 0).sum().item() == 2
