@@ -143,3 +143,111 @@ def test_a_density_that_is_infinite_at_its_end_is_refused() -> None:
     oracle = Quadrature(td.Beta(0.5, 0.5))
     with pytest.raises(InputError, match="infinite at a point"):
         oracle.score(torch.tensor([[0.5]]), Gaussian(0.1))
+
+
+class Unknown(td.Distribution):
+    """A user's law that says nothing of where it lives."""
+
+    arg_constraints = {}  # noqa: RUF012
+    support = td.constraints.real
+
+    def __init__(self, law: td.Distribution, log_factor: float = 0.0) -> None:
+        super().__init__(torch.Size(), validate_args=False)
+        self.sampled, self.log_q, self.log_factor = law.sample, law.log_prob, log_factor
+
+    def sample(self, sample_shape=()):  # type: ignore[no-untyped-def]
+        return self.sampled(torch.Size(sample_shape))
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        return self.log_q(value) + self.log_factor
+
+
+def f64(v) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    return torch.tensor(v, dtype=torch.float64)
+
+
+AT = f64([[3.3], [0.0], [-1.0]])
+NARROW = {
+    "a needle": ([1 - 9e-4, 9e-4], [0.0, 3.3333], [1.0, 1e-5]),
+    "two that are narrow": ([0.5, 0.5], [0.0, 1.0], [1e-6, 1e-6]),
+    "two far off": ([0.5, 0.5], [-1e6, 1e6], [1.0, 1.0]),
+}
+
+
+def narrow(name: str, form: str) -> tuple[td.Distribution, list[float], list[float], list[float]]:
+    w, loc, scale = NARROW[name]
+    law = td.MixtureSameFamily(td.Categorical(f64(w)), td.Normal(f64(loc), f64(scale)))
+    if form == "moved":
+        return td.TransformedDistribution(law, [td.AffineTransform(1.0, 1.0)]), w, [v + 1 for v in loc], scale
+    return (Unknown(law) if form == "unknown" else law), w, loc, scale
+
+
+@pytest.mark.parametrize("form", ["mixture", "moved", "unknown"])
+@pytest.mark.parametrize("name", NARROW)
+def test_quadrature_meets_a_density_that_is_narrow(name: str, form: str) -> None:
+    """Against the closed form of the mixture; the needle is where no quantile of 63 is."""
+    law, w, loc, scale = narrow(name, form)
+    at, kernel = AT + (1e6 if "far" in name else 0), Gaussian(0.5)
+    exact = GaussianMixture(f64(w), f64(loc)[:, None], f64(scale) ** 2)
+    oracle = Quadrature(law)
+    torch.testing.assert_close(oracle.log_prob(at, kernel), exact.log_prob(at, kernel), rtol=1e-6, atol=1e-7)
+    off = (oracle.score(at, kernel) - exact.score(at, kernel)).abs().flatten()
+    assert bool((off <= 3 * oracle.error(at, kernel) + 1e-9).all())
+    assert bool((off < 1e-6).all())
+
+
+@pytest.mark.parametrize("form", ["mixture", "moved", "unknown"])
+@pytest.mark.parametrize("name", ["a needle", "two that are narrow"])
+def test_quadrature_meets_noise_that_is_narrow(name: str, form: str) -> None:
+    """N(0, 1) and noise of a mixture of normals: a mixture with variances 1 + s²."""
+    law, w, loc, scale = narrow(name, form)
+    exact = GaussianMixture(f64(w), f64(loc)[:, None], f64(scale) ** 2 + 1 - 1e-18)
+    got, want = Quadrature(td.Normal(f64(0.0), f64(1.0))), Gaussian(1e-9)
+    torch.testing.assert_close(got.log_prob(AT, Additive(law)), exact.log_prob(AT, want), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(got.score(AT, Additive(law)), exact.score(AT, want), rtol=1e-4, atol=1e-4)
+
+
+def test_quadrature_says_what_it_cannot_know() -> None:
+    missing = Quadrature(Unknown(td.Normal(f64(0.0), f64(1.0)), -1e-4))
+    assert bool((missing.error(AT, Gaussian(0.5)) == math.inf).all())
+    for law in (td.VonMises(0.0, 1.0), Unknown(td.Normal(f64(0.0), f64(1.0)), 0.1)):
+        with pytest.raises(InputError, match=r"its density integrates to .* over the line, want 1; use a law"):
+            Quadrature(law)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("arrays", [False, True], ids=["tensors", "arrays"])
+def test_covariances_are_symmetric_to_the_rounding_of_their_dtype(dtype: torch.dtype, arrays: bool) -> None:
+    """As scikit-learn's float32 ``covariances_``, the entries beside the diagonal off by a rounding or two."""
+    a = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exact = a @ a.mT + 0.5 * torch.eye(4)
+    c = exact.to(dtype)
+    c = torch.where(torch.ones(4, 4).tril(-1) > 0, c * (1 + 2 * torch.finfo(dtype).eps), c)
+    assert bool((c != c.mT).any())
+    weights, means = torch.tensor([0.3, 0.7], dtype=dtype), torch.zeros(2, 4, dtype=dtype)
+    given = (weights, means, c)
+    if arrays:
+        if dtype == torch.bfloat16:
+            pytest.skip("numpy has none")
+        given = tuple(v.numpy() for v in given)
+    x, kernel = 0.3 * torch.ones(1, 4, dtype=torch.float64), Gaussian(0.5)
+    got = GaussianMixture(*given).score(x, kernel)
+    want = GaussianMixture(weights.double(), means.double(), exact).score(x, kernel)
+    torch.testing.assert_close(got, want, rtol=0, atol=20 * max(torch.finfo(dtype).eps, 1e-15))
+    assert GaussianReference.of_moments(means[0], c[0]).eigenvalues.dtype == dtype
+    wrong = c.clone()
+    wrong[:, 0, 1] += 0.5 * c.diagonal(dim1=1, dim2=2).amax()
+    for off in (wrong, c + torch.full_like(c, NAN)):
+        with pytest.raises(InputError, match=r"not symmetric|NaN"):
+            GaussianMixture(weights, means, off)
+        with pytest.raises(InputError, match=r"not symmetric|NaN"):
+            GaussianReference.of_moments(means[0], off[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_direction_without_variance_is_one_in_every_dtype(dtype: torch.dtype) -> None:
+    """A matrix of rank 2 rounded to a dtype: its other eigenvalues are that rounding, of either sign."""
+    a = torch.randn(6, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    c = (a @ a.T).to(dtype)
+    assert GaussianReference.of_moments(torch.zeros(6, dtype=dtype), c).eigenvalues.numel() == 2
+    assert (GaussianMixture([1.0], torch.zeros(1, 6), c[None]).variances > 0).sum().item() == 2

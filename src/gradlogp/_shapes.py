@@ -113,8 +113,15 @@ def require_batch(x: object, name: str = "x") -> Batch:
 
 
 def as_batch(x: object, name: str = "x") -> Batch:
-    """Check a batch: a floating tensor ``(B, *event)`` with at least one event dimension, finite."""
+    """Check a batch: a floating tensor ``(B, *event)`` with at least one event dimension, finite.
+
+    Rows of two bytes a number are made float32, in which everything can be computed.
+    """
     x = require_batch(x, name)
+    if x.is_meta:
+        raise InputError(f"{name}: got a tensor on the meta device, which holds no numbers, want one that does")
+    if torch.finfo(x.dtype).bits < 32:
+        x = x.float()
     finite = torch.isfinite(x)
     if not bool(finite.all()):
         row = int((~finite).flatten(1).any(1).nonzero()[0, 0])

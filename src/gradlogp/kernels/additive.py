@@ -8,10 +8,19 @@ from torch import distributions as td
 
 from gradlogp._shapes import Batch, InputError, Level, Rows, event_size, require_batch, same_batch
 from gradlogp.kernels.base import GaussianForm, Kernel
-from gradlogp.kernels.laws import closed_form, first_line, in_float64, log_density, require_density
-from gradlogp.kernels.regularity import LogDensity, examine, fisher_by_quadrature
+from gradlogp.kernels.landmarks import landmarks
+from gradlogp.kernels.laws import closed_form, coordinates, first_line, log_density, parts, require_density
+from gradlogp.kernels.regularity import (
+    LogDensity,
+    examine,
+    fisher_by_quadrature,
+    fisher_by_sampling,
+    whole_grid,
+)
+from gradlogp.kernels.twins import in_float64
 
 _N_DRAWS = 4096
+_MOST_DRAWS, _NUMBERS = 2**16, 2**22  # of a mean over draws, whose tail must be seen
 
 
 class Additive(Kernel):
@@ -49,13 +58,18 @@ class Additive(Kernel):
             )
         self._closed = None if autograd else closed_form(self._law)
         draws = self._require_density()
-        self._fisher, self._fisher_error = self._measure_fisher(draws)
+        try:
+            self._fisher, self._fisher_error = self._measure_fisher(draws)
+        except (NotImplementedError, RuntimeError, AttributeError) as e:
+            raise InputError(
+                f"{self._name}: no density beside its own draws ({first_line(e)}); use a continuous law with log_prob"
+            ) from None
         self.alpha = torch.ones((), dtype=torch.float64)
         self.sigma = (
             self._fisher.numel() * max(event_size(tuple(distribution.event_shape)), 1) / self._fisher.sum()
         ).sqrt()
-        lp, lp_reflected = self._log_q(draws), self._log_q(-draws)
-        self.symmetric = bool(torch.isclose(lp, lp_reflected, rtol=1e-9, atol=1e-9).all())
+        each = coordinates(self._law) or self._law
+        self.symmetric = all(_same_at_both_sides(each, u) for _, u in parts(each, self._seeded))
 
     def __repr__(self) -> str:
         return self._name
@@ -125,16 +139,20 @@ class Additive(Kernel):
         return draws.permute(*range(lead), *beside).reshape(shape) if k else draws.reshape(shape)
 
     def _draw(self, sample_shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-        """Draws of the noise. torch.distributions take no generator: it seeds a fork of the global one."""
+        return self._drawn(self._law, sample_shape, generator)
+
+    @staticmethod
+    def _drawn(law: td.Distribution, sample_shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+        """Draws of a law. torch.distributions take no generator: it seeds a fork of the global one."""
         size = torch.Size(sample_shape)
         if generator is None:
-            drawn: Tensor = self._law.sample(size)
+            drawn: Tensor = law.sample(size)
             return drawn
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         devices = [generator.device] if generator.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
-            seeded: Tensor = self._law.sample(size)
+            seeded: Tensor = law.sample(size)
         return seeded
 
     def _noise(self, x_t: Batch, x: Batch) -> Batch:
@@ -159,7 +177,11 @@ class Additive(Kernel):
 
     def _require_density(self) -> Tensor:
         """Draws of the law, after checking that it has a density that is finite there."""
-        return require_density(self._law, lambda: self._draw((_N_DRAWS,), torch.Generator().manual_seed(0)), self._name)
+        return require_density(self._law, lambda: self._seeded(self._law), self._name)
+
+    def _seeded(self, law: td.Distribution, n: int = _N_DRAWS) -> Tensor:
+        """Draws of a law, the same each time."""
+        return self._drawn(law, (n,), torch.Generator().manual_seed(0))
 
     def _require_gradient(self, draws: Tensor) -> None:
         try:
@@ -174,10 +196,11 @@ class Additive(Kernel):
     def _measure_fisher(self, draws: Tensor) -> tuple[Tensor, Tensor]:
         if self._closed is not None and self._closed.fisher is not None:
             return self._closed.fisher, torch.zeros_like(self._closed.fisher)
-        if isinstance(self._law, td.Independent) and not self._law.base_dist.event_shape:
+        factor = coordinates(self._law) if self._over_event else None
+        if factor is not None:
             shape = tuple(self._law.event_shape)
             try:
-                base = Additive(self._law.base_dist)
+                base = Additive(factor)
             except InputError as e:
                 _, _, reason = str(e).partition(": ")
                 raise InputError(f"{self._name}: {reason}") from None
@@ -185,19 +208,27 @@ class Additive(Kernel):
         if self._over_event:
             self._examine_lines(draws)
             self._require_gradient(draws)
-            each = self._score(draws).flatten(1).square().sum(1)
-            return each.mean(), each.std() / len(each) ** 0.5
+            n = max(_N_DRAWS, min(_MOST_DRAWS, _NUMBERS // draws[0].numel()))
+            return fisher_by_sampling(self._score, parts(self._law, lambda law: self._seeded(law, n)))
         flat = draws.reshape(_N_DRAWS, -1)
-        grids = [examine(self._at_coordinate(self._log_q, j), flat[:, j], self._name) for j in range(flat.shape[1])]
+        known, alike = landmarks(self._law).reshape(-1, flat.shape[1]), self._alike(flat)
+        lines = {j: (self._at_coordinate(self._log_q, j), self._at_coordinate(self._score, j)) for j in set(alike)}
+        grids = {j: whole_grid(f, flat[:, j], self._name, known[:, j]) for j, (f, _) in lines.items()}
         self._require_gradient(draws)
-        pairs = [
-            fisher_by_quadrature(
-                self._at_coordinate(self._log_q, j), self._at_coordinate(self._score, j), grid, self._name
-            )
-            for j, grid in enumerate(grids)
-        ]
-        fisher, error = torch.tensor(pairs, dtype=torch.float64).T
+        pairs = {j: fisher_by_quadrature(*lines[j], grid) for j, grid in grids.items()}
+        fisher, error = torch.tensor([pairs[j] for j in alike], dtype=torch.float64).T
         return fisher.reshape(self._law.batch_shape), error.reshape(self._law.batch_shape)
+
+    def _alike(self, draws: Tensor) -> list[int]:
+        """For each coordinate the first that has its law: the same density at the draws of the first."""
+        batch, alike = self._law.batch_shape, list(range(draws.shape[1]))
+        for j in alike:
+            if alike[j] == j:
+                everywhere = draws[:, j].reshape(-1, *(1,) * len(batch)).expand(-1, *batch)
+                log_q = self._log_q(everywhere).reshape(len(draws), -1)
+                same = (log_q == log_q[:, j : j + 1]).all(0).tolist()
+                alike = [j if same[i] and k == i else k for i, k in enumerate(alike)]
+        return alike
 
     def _at_coordinate(self, f: LogDensity, j: int) -> LogDensity:
         """A function of the noise, at points of the line in coordinate j of the batch shape."""
@@ -235,6 +266,13 @@ def _broadcasts(own: tuple[int, ...], event: tuple[int, ...]) -> bool:
         return tuple(torch.broadcast_shapes(own, event)) == tuple(event)
     except RuntimeError:
         return False
+
+
+def _same_at_both_sides(law: td.Distribution, draws: Tensor) -> bool:
+    """Whether a density is the same at draws and at their negatives, to rounding."""
+    log_q, reflected = log_density(law, draws), log_density(law, -draws)
+    same = max(1e-9, 16 * torch.finfo(log_q.dtype).eps)
+    return bool(torch.isclose(log_q, reflected, rtol=same, atol=same).all())
 
 
 def _describe(law: td.Distribution) -> str:

@@ -18,6 +18,8 @@ from torch.distributions import constraints
 
 from gradlogp._shapes import InputError
 
+_INSIDE = 0.02  # share of points beside draws that are in the support; a surface has a width of rounding
+
 Shape = torch.Size | list[int] | tuple[int, ...]
 
 
@@ -113,16 +115,52 @@ def log_density(law: td.Distribution, n: Tensor) -> Tensor:
     if isinstance(law, td.Independent):
         each = log_density(law.base_dist, n)
         return each.flatten(each.ndim - law.reinterpreted_batch_ndims).sum(-1)
+    if type(law).log_prob is td.TransformedDistribution.log_prob:
+        return _log_density_of_transformed(law, n)
     support = support_of(law)
     inside = None if support is None else support.check(n)
     if inside is None or bool(inside.all()):
         log_q: Tensor = law.log_prob(n)
         return log_q
-    at = inside.reshape(*inside.shape, *(1,) * len(law.event_shape))
-    safe = n.expand(torch.broadcast_shapes(at.shape, n.shape))
-    some = safe[inside][:1].detach()
-    safe = torch.where(at, safe, some.squeeze(0)) if len(some) else safe  # so that no NaN comes back as a gradient
+    safe = _held(n, inside, len(law.event_shape))
     return torch.where(inside, law.log_prob(safe), -torch.inf)
+
+
+def _log_density_of_transformed(law: Any, n: Tensor) -> Tensor:
+    """log q(n) = log q_base(x) − log|det ∂n/∂x| where n is made of x, −inf where it is made of nothing.
+
+    As ``TransformedDistribution.log_prob`` has it; its own support is the last transform's image of all numbers.
+    """
+    y, event_dim = n, len(law.event_shape)
+    inside, log_det = torch.ones((), dtype=torch.bool, device=n.device), n.new_zeros(())
+    if type(law) is not td.TransformedDistribution and (support := support_of(law)) is not None:
+        inside = inside & support.check(n)  # such as a simplex
+    for transform in reversed(law.transforms):
+        codomain, k = transform.codomain, transform.domain.event_dim
+        inside = inside & _rightmost(codomain.check(y), event_dim - codomain.event_dim).all(-1)
+        y = _held(y, inside, event_dim)
+        x = transform.inv(y)
+        event_dim += k - codomain.event_dim
+        log_det = log_det + _rightmost(transform.log_abs_det_jacobian(x, y), event_dim - k).sum(-1)
+        inside = inside & _rightmost(torch.isfinite(x), event_dim).all(-1)
+        y = _held(x, inside, event_dim)
+    log_q = _rightmost(log_density(law.base_dist, y), event_dim - len(law.base_dist.event_shape)).sum(-1)
+    return torch.where(inside, log_q - log_det, -torch.inf)
+
+
+def _rightmost(v: Tensor, n: int) -> Tensor:
+    """The last n dimensions as one, which may be of one number."""
+    return v.flatten(v.ndim - n) if n else v.unsqueeze(-1)
+
+
+def _held(n: Tensor, inside: Tensor, event_dim: int) -> Tensor:
+    """n, with what is not inside replaced by what is, so that no NaN comes back as a gradient."""
+    if bool(inside.all()):
+        return n
+    at = inside.reshape(*inside.shape, *(1,) * event_dim)
+    n, at = torch.broadcast_tensors(n, at)
+    some = n[at.flatten(at.ndim - event_dim)[..., 0] if event_dim else at][:1].detach()
+    return torch.where(at, n, some.squeeze(0)) if len(some) else n
 
 
 def support_of(law: td.Distribution) -> constraints.Constraint | None:
@@ -133,10 +171,45 @@ def support_of(law: td.Distribution) -> constraints.Constraint | None:
         return None
 
 
+def coordinates(law: td.Distribution) -> td.Distribution | None:
+    """The law of each coordinate, with the event's shape as its batch's, where the coordinates are independent."""
+    if not law.event_shape:
+        return law
+    if type(law) is td.Independent:
+        return coordinates(law.base_dist)
+    if type(law) is not td.TransformedDistribution:
+        return None
+    transforms = [_of_each(t) for t in law.transforms]
+    base = coordinates(law.base_dist)
+    if base is None or any(t.domain.event_dim or t.codomain.event_dim for t in transforms):
+        return None
+    each = td.TransformedDistribution(base, transforms, validate_args=False)
+    return each if each.batch_shape == law.event_shape else None
+
+
+def _of_each(transform: td.Transform) -> td.Transform:
+    """A transform of coordinates one by one, where it says that it is of an event."""
+    if type(transform) is td.IndependentTransform:
+        return _of_each(transform.base_transform)
+    return td.AffineTransform(transform.loc, transform.scale) if type(transform) is td.AffineTransform else transform
+
+
+def parts(law: td.Distribution, draw: Callable[[td.Distribution], Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Weights and draws of each component of a mixture, or a transformed one; of another law, 1 and its draws."""
+    if type(law) is td.TransformedDistribution and law.base_dist.event_shape == law.event_shape:
+        through = td.ComposeTransform(law.transforms)
+        return [(w, through(u)) for w, u in parts(law.base_dist, draw)]
+    if not isinstance(law, td.MixtureSameFamily):
+        return [(torch.ones((), dtype=torch.float64), draw(law))]
+    weights = law.mixture_distribution.logits.log_softmax(-1).exp()
+    draws = draw(law.component_distribution).unbind(-1 - len(law.event_shape))
+    return list(zip(weights.unbind(-1), draws, strict=True))
+
+
 def require_density(law: td.Distribution, draw: Callable[[], Tensor], name: str) -> Tensor:
     """Draws of the law, after checking that it has a density that is finite there."""
     use = "use a continuous law with log_prob"
-    if law.has_enumerate_support or getattr(support_of(law), "is_discrete", False):
+    if _is_discrete(law):
         raise InputError(f"{name}: discrete, so it has no density; {use}")
     try:
         draws = draw()
@@ -145,7 +218,28 @@ def require_density(law: td.Distribution, draw: Callable[[], Tensor], name: str)
         raise InputError(f"{name}: no density ({first_line(e)}); {use}") from None
     if not bool(torch.isfinite(log_q).all()):
         raise InputError(f"{name}: its log density is not finite at its own draws; {use}")
+    if law.event_shape and torch.isfinite(log_density(law, _beside(draws))).double().mean() < _INSIDE:
+        raise InputError(
+            f"{name}: its draws of shape {tuple(law.event_shape)} lie on a surface, so it has no density over all of "
+            "the event; use a law with one"
+        )
     return draws
+
+
+def _is_discrete(law: td.Distribution) -> bool:
+    """Whether a law, or what it is made of, is on separate points."""
+    inner = getattr(law, "base_dist", None) or getattr(law, "component_distribution", None)
+    if isinstance(inner, td.Distribution) and _is_discrete(inner):
+        return True
+    return law.has_enumerate_support or bool(getattr(support_of(law), "is_discrete", False))
+
+
+def _beside(draws: Tensor) -> Tensor:
+    """Points a thousandth of their spread off the first draws, in a random direction."""
+    g = torch.Generator(draws.device).manual_seed(0)
+    some = draws[:256]
+    off = torch.randn(some.shape, generator=g, dtype=draws.dtype, device=draws.device)
+    return some + 1e-3 * draws.std() * off
 
 
 def first_line(e: Exception) -> str:
@@ -252,21 +346,3 @@ def _(law: td.MixtureSameFamily) -> ClosedForm | None:
         return (r * component.score(each.expand(shape))).sum(k_dim)
 
     return ClosedForm(score, None)
-
-
-def in_float64(value: Any, memo: dict[int, Any] | None = None) -> Any:
-    """A copy of a law with every parameter in float64 (so that its normaliser is not rounded), unvalidated."""
-    memo = {} if memo is None else memo
-    if id(value) in memo:
-        return memo[id(value)]
-    if isinstance(value, Tensor):
-        return value.detach().double() if value.is_floating_point() else value
-    if type(value) in (list, tuple):
-        return type(value)(in_float64(v, memo) for v in value)
-    if isinstance(value, td.Distribution | td.Transform):
-        twin = memo[id(value)] = object.__new__(type(value))
-        twin.__dict__.update({k: in_float64(v, memo) for k, v in vars(value).items()})
-        if isinstance(twin, td.Distribution):
-            twin._validate_args = False
-        return twin
-    return value

@@ -180,8 +180,6 @@ class DenoisingAutoencoder(Denoiser):
 
     def _before(self, x: Batch) -> Tensor:
         flat = same_event(x, self.event_shape).flatten(1)
-        if flat.dtype != self.W.dtype:
-            raise InputError(f"x: got {flat.dtype}, want {self.W.dtype}, the auto-encoder's own")
         return flat @ self.W.T + self.b
 
     def _clean(self, x_t: Batch, kernel: Kernel | None) -> Batch:

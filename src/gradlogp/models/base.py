@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -26,16 +29,38 @@ class Density(Protocol):
         ...
 
 
+_ASKED = (
+    *("score", "denoise", "unnormalised_log_prob", "log_prob", "energy"),
+    *("project", "centred", "coloured", "hidden", "reconstruct"),
+)
+
+
 class ScoreModel(nn.Module, ABC):
     """ψ(x_t; kernel) ≈ ∇log p_σ(x_t), p_σ = p ∗ q, for a batch ``(B, *event)``; its denoiser is the same thing.
+
+    A model computes in the dtype of its own numbers and answers in that of the rows that it is given, so that rows of
+    any floating dtype can be given to a model of any: the answer is right to the coarser of the two. Rows on another
+    device than the model's are an :class:`InputError`. It is so in every subclass, for whatever takes rows first.
 
     Attributes:
         noise: scale -> kernel, the family of noise that the model was or is to be trained with; None is Gaussian noise.
         levels: smallest and largest noise level that it was trained at; None if it is good at all.
+        keeps_digits: it takes care of dtypes itself, and computes in float64.
     """
 
     noise: Callable[[float], Kernel] | None = None
     levels: tuple[float, float] | None = None
+    keeps_digits: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in _ASKED:
+            if inspect.isfunction(method := vars(cls).get(name)):
+                setattr(cls, name, _in_own_dtype(method))
+
+    def own_number(self) -> Tensor | None:
+        """A number of the model's own, which says its dtype and device; None where it has none."""
+        return next((v for v in itertools.chain(self.parameters(), self.buffers()) if v.is_floating_point()), None)
 
     @abstractmethod
     def score(self, x_t: Batch, kernel: Kernel) -> Batch:
@@ -53,6 +78,24 @@ class ScoreModel(nn.Module, ABC):
     def reference(self) -> GaussianReference | None:
         """The Gaussian that has the data's mean and covariance, where the model knows it."""
         return None
+
+
+def _in_own_dtype(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of a model and rows, that computes in the model's dtype and answers in that of the rows."""
+
+    @functools.wraps(method)
+    def asked(self: ScoreModel, x_t: Batch, *args: Any, **options: Any) -> Any:
+        own = self.own_number()
+        if not isinstance(x_t, Tensor) or own is None or not x_t.is_floating_point():
+            return method(self, x_t, *args, **options)
+        if x_t.device != own.device:
+            raise InputError(f"x_t: got rows on {x_t.device}, want them on {own.device}, where the model is")
+        if self.keeps_digits or x_t.dtype == own.dtype:
+            return method(self, x_t, *args, **options)
+        out = method(self, x_t.to(own.dtype), *args, **options)
+        return out.to(x_t.dtype) if isinstance(out, Tensor) else out
+
+    return asked
 
 
 class Reference(ScoreModel):

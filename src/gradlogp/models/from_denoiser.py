@@ -83,6 +83,14 @@ class FromDenoiser(Denoiser):
         """Shape of one datum, where the reference tells it."""
         return None if self._reference is None else self._reference.event_shape
 
+    def own_number(self) -> Tensor | None:
+        """That of f, if it is a module; a function of arrays or of anything takes the rows' dtype."""
+        return (
+            next((v for v in self.f.parameters() if v.is_floating_point()), None)
+            if isinstance(self.f, nn.Module)
+            else None
+        )
+
     def denoise(self, x_t: Batch, kernel: Kernel) -> Batch:
         """f(x_t/alpha), or f(x_t/alpha, sigma/alpha)."""
         if self.sigma is not None:
@@ -130,6 +138,7 @@ def require_level(kernel: Kernel, sigma: float, x_t: Batch, what: str) -> None:
     form = gaussian_form(kernel, x_t, what)
     if form.kind != "isotropic" or bool((form.shift != 0).any()):
         raise InputError(f"{what}: got {kernel!r}, want isotropic Gaussian noise of sigma = {sigma:g}")
-    ratio = kernel.sigma / kernel.alpha
-    if bool(((ratio / sigma - 1).abs() > _SAME).any()):
+    ratio = kernel.sigma.double() / kernel.alpha.double()
+    rounding = 2 * max(torch.finfo(v.dtype).eps for v in (kernel.sigma, kernel.alpha))
+    if bool(((ratio / sigma - 1).abs() > max(_SAME, rounding)).any()):
         raise InputError(f"{what}: got {kernel!r}, want sigma = {sigma:g}, the one level that it was trained at")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -81,15 +82,14 @@ class GaussianReference(Reference):
         Raises:
             InputError: shapes that do not fit, or a covariance that is not symmetric and positive semi-definite.
         """
-        c, d = covariance.double(), mean.numel()
-        if c.shape != (d, d):
-            raise InputError(f"covariance: got shape {tuple(c.shape)}, want ({d}, {d})")
-        if not bool(torch.isfinite(c).all()) or not torch.allclose(c, c.T, rtol=1e-6, atol=1e-6 * c.abs().max().item()):
-            raise InputError("covariance: got one that is not finite or not symmetric")
-        eigenvalues, v = torch.linalg.eigh(c)
-        if bool(eigenvalues[0] < -1e-6 * eigenvalues.abs().max()):
+        d = mean.numel()
+        if covariance.shape != (d, d):
+            raise InputError(f"covariance: got shape {tuple(covariance.shape)}, want ({d}, {d})")
+        eigenvalues, v = torch.linalg.eigh(symmetric_part(covariance, "covariance"))
+        rounding = rounding_of_eigenvalues(covariance)
+        if bool(eigenvalues[0] < -max(1e-6, 4 * rounding) * eigenvalues.abs().max()):
             raise InputError(f"covariance: got an eigenvalue {eigenvalues[0].item():.3g}, want positive semi-definite")
-        vary = eigenvalues > NULL_TOLERANCE * eigenvalues[-1].clamp_min(0)
+        vary = eigenvalues > max(NULL_TOLERANCE, rounding) * eigenvalues[-1].clamp_min(0)
         if not bool(vary.any()):
             raise InputError("x: every column is constant, want data that vary")
         return cls(mean, eigenvalues[vary].to(mean), v[:, vary].to(mean).contiguous(), fade)
@@ -204,6 +204,31 @@ class GaussianReference(Reference):
             return own
         w = self._weight(*columns(kernel, r))
         return w * own + (1 - w) * precision_times_r(self.data_scale**2)
+
+
+def symmetric_part(covariance: Tensor, name: str) -> Tensor:
+    """Covariances ``(*, D, D)`` in float64, symmetric; asymmetry within the rounding of their dtype is taken for that.
+
+    Raises:
+        InputError: NaN or infinity, or more asymmetry than rounding makes.
+    """
+    c = covariance.double()
+    if not bool(torch.isfinite(c).all()):
+        raise InputError(f"{name}: got NaN or infinity, want finite numbers")
+    scale = c.diagonal(dim1=-2, dim2=-1).abs().sqrt()
+    slack = max(1e-6, 32 * _eps(covariance)) * scale[..., :, None] * scale[..., None, :]
+    if bool(((c - c.mT).abs() > slack + 1e-15 * c.abs().max()).any()):
+        raise InputError(f"{name}: got a matrix that is not symmetric, want a symmetric one")
+    return 0.5 * (c + c.mT)
+
+
+def rounding_of_eigenvalues(covariance: Tensor) -> float:
+    """Twice what rounding its entries may add to an eigenvalue of a matrix ``(*, D, D)``, in units of the largest."""
+    return _eps(covariance) * math.sqrt(covariance.shape[-1])
+
+
+def _eps(v: Tensor) -> float:
+    return float(torch.finfo(v.dtype if v.is_floating_point() else torch.float64).eps)
 
 
 def _covariance(centred: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Batch, Rows, as_batch, event_size
+from gradlogp._shapes import Batch, Rows, as_batch, event_size, require_batch
 from gradlogp.kernels import Kernel
 from gradlogp.kernels.base import require_levels
 from gradlogp.models import ScoreModel
@@ -23,6 +23,7 @@ class Oracle(ScoreModel):
     """
 
     event_shape: tuple[int, ...]
+    keeps_digits = True
 
     @abstractmethod
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Batch:
@@ -41,10 +42,10 @@ def chunks(n_rows: int, numbers_a_row: int, device: torch.device) -> Iterator[Te
 
 def by_chunks(f: Callable[[Tensor, Kernel], Tensor], x_t: Batch, kernel: Kernel, numbers_a_row: int) -> Tensor:
     """f over chunks of rows, in float64, joined and cast back."""
-    x_t = as_batch(x_t, "x_t")
+    dtype, x_t = require_batch(x_t, "x_t").dtype, as_batch(x_t, "x_t")
     require_levels(kernel, x_t)
     parts = [f(x_t[rows].double(), kernel.rows(rows)) for rows in chunks(len(x_t), numbers_a_row, x_t.device)]
-    return torch.cat(parts).to(x_t.dtype)
+    return torch.cat(parts).to(dtype)
 
 
 class WeightedPoints:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from gradlogp._shapes import Batch, InputError, Rows, as_count, event_size, same_event
 from gradlogp.kernels import GaussianForm, Kernel
 from gradlogp.models import GaussianReference, gaussian_form, tweedie
+from gradlogp.models.gaussian import rounding_of_eigenvalues, symmetric_part
 from gradlogp.oracles.base import Oracle, by_chunks
 
 _C = "covariances"
@@ -57,7 +59,8 @@ class GaussianMixture(Oracle):
         weights: ``(K,)``, positive; normalised to sum to one.
         means: ``(K, *event)``.
         covariances: isotropic, a number or ``(K,)`` variances; diagonal, the shape of ``means``; or full,
-            ``(K, D, D)``. Positive semi-definite (a point mass is allowed: the kernel gives it a density).
+            ``(K, D, D)``. Positive semi-definite to the rounding of their dtype (a point mass is allowed: the kernel
+            gives it a density).
 
     Raises:
         InputError: shapes that do not fit, weights that are not positive, a covariance that is not symmetric and
@@ -82,6 +85,13 @@ class GaussianMixture(Oracle):
         self.register_buffer("means", means.double().flatten(1))
         self.register_buffer("variances", variances)
         self.register_buffer("vectors", vectors)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GaussianMixture:  # noqa: ARG002
+        """Moved to another device it is the same; its draws take another dtype, its parameters keep all digits."""
+        self._dtype = fn(torch.zeros(0, dtype=self._dtype, device=self.means.device)).dtype
+        for name, v in self._buffers.items():
+            self._buffers[name] = None if v is None else v.to(fn(v).device)
+        return self
 
     @property
     def mean(self) -> Tensor:
@@ -226,14 +236,12 @@ def _eigen(covariances: Tensor, means: Tensor) -> tuple[Tensor, Tensor | None]:
     elif c.shape == means.shape:
         variances, vectors = c.flatten(1), None
     elif c.shape == (k, d, d):
-        if not torch.allclose(c, c.mT, rtol=1e-6, atol=1e-12):
-            raise InputError("covariances: got a matrix that is not symmetric")
+        c = symmetric_part(covariances, _C)
         if bool((c == torch.diag_embed(c.diagonal(dim1=1, dim2=2))).all()):
             return _eigen(covariances.diagonal(dim1=1, dim2=2).reshape(means.shape), means)
         variances, vectors = torch.linalg.eigh(c)
-        eps = torch.finfo(covariances.dtype if covariances.is_floating_point() else torch.float64).eps
-        rounding = 4 * eps * math.sqrt(d) * variances.amax(1, keepdim=True)
-        variances = torch.where(variances.abs() <= rounding, 0.0, variances)
+        rounding = rounding_of_eigenvalues(covariances) * variances.amax(1, keepdim=True)
+        variances = torch.where((variances <= rounding) & (variances >= -4 * rounding), 0.0, variances)
     else:
         want = f"a number, ({k},), {tuple(means.shape)} or ({k}, {d}, {d})"
         raise InputError(f"covariances: got shape {tuple(c.shape)}, want {want}")

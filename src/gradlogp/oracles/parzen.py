@@ -80,7 +80,8 @@ class Parzen(ScoreModel):
         self, f: Callable[[_Part], tuple[Tensor, ...]], x_t: Batch, kernel: Kernel, value: online.Value | None
     ) -> list[Tensor]:
         """f over blocks of queries, joined in their order and cast to the dtype of x_t."""
-        x_t = as_batch(same_event(x_t, self.event_shape, "x_t"), "x_t")
+        dtype = same_event(x_t, self.event_shape, "x_t").dtype
+        x_t = as_batch(x_t, "x_t")
         require_levels(kernel, x_t)
         differentiated = _differentiated(x_t, kernel)
         order, parts = [], []
@@ -94,7 +95,7 @@ class Parzen(ScoreModel):
                 order.append(rows)
                 parts.append(f(part))
         back = torch.cat(order).argsort()
-        return [torch.cat(v)[back].to(x_t.dtype) for v in zip(*parts, strict=True)]
+        return [torch.cat(v)[back].to(dtype) for v in zip(*parts, strict=True)]
 
 
 @dataclass(frozen=True)

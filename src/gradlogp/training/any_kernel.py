@@ -12,7 +12,7 @@ from gradlogp._shapes import Batch, InputError, Level, Rows, as_level, at_rows, 
 from gradlogp.kernels import Gaussian, GaussianForm, Kernel
 from gradlogp.models import isotropic
 
-_PROBES = (0.05, 20.0)  # scales at which a family must be a scale family
+_PROBES = (1 / 16, 16.0)  # scales at which a family must be a scale family; times a power of two nothing is rounded
 _N_PROBES = 64
 
 
