@@ -74,7 +74,7 @@ def score_error(
         InputError: too few rows, or rows, kernels or a reference that do not fit.
     """
     levels, x_test = as_kernels(kernels), as_batch(x_test, "x_test")
-    generator = generator or torch.Generator(x_test.device).manual_seed(0)
+    generator = torch.Generator(x_test.device).manual_seed(0) if generator is None else generator
     truth, models = _known(reference, x_test)
     if len(x_test) > MAX_ROWS:
         x_test = x_test[torch.randperm(len(x_test), generator=generator, device=generator.device)[:MAX_ROWS]]
