@@ -154,8 +154,9 @@ def default_rows() -> list[Row]:
         told = samplers.calibrate(exact, n, **ends).accuracy
         name = f"default sampler, {n} calls, 25 modes of standard deviation 0.1: distance to the exact flow"
         out.append([f"{name}, median (it says {told.median:.1e} ± {told.stderr:.0e})", f"{d.median().sqrt():.1e}", ""])
-        out.append([f"the same, nine in ten (it says {told.ninety:.1e})", f"{d.sqrt().quantile(0.9):.1e}", ""])
-        out.append([f"the same, root mean square (it says {told.rms:.1e} or more)", str(e), ""])
+        most, rms = (f"{v:.1e} ± {s:.0e}" for v, s in ((told.ninety, told.ninety_stderr), (told.rms, told.rms_stderr)))
+        out.append([f"the same, nine in ten (it says {most})", f"{d.sqrt().quantile(0.9):.1e}", ""])
+        out.append([f"the same, root mean square (it says {rms})", str(e), ""])
     return out
 
 

@@ -238,7 +238,7 @@ def test_a_ladder_may_shrink_the_data(g):
     """Kernels alpha·x + sigma·z of a variance-preserving process: the chains are shrunk along."""
     oracle = GaussianMixture(torch.ones(1), torch.tensor([[3.0]], dtype=F64), torch.tensor([0.5]))
     ladder = [Gaussian(math.sqrt(1 - a**2), alpha=a) for a in (0.1, 0.5, 0.9)]
-    x = langevin(oracle, 20_000, ladder, 40, event_shape=(1,), generator=g)
+    x = langevin(oracle, 20_000, iter(ladder), 40, event_shape=(1,), generator=g)
     assert max(abs(z) for z in z_of_moments(x, 2.7, 0.81 * 0.5 + 0.19, 3.0)) < 4.5
 
 

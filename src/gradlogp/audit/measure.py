@@ -67,10 +67,10 @@ def measure(
         InputError: fewer than 8 rows, rows that are all among the training rows though rows hardly repeat there, or as
             the diagnostics raise.
     """
-    x_test, view = _enough(as_batch(x_test, "x_test")), view or View()
+    x_test, view = _enough(as_batch(x_test, "x_test")), View() if view is None else view
     if len(kernels) < 2:
         raise InputError(f"kernels: got {len(kernels)}, want at least 2 levels")
-    g = generator or torch.Generator(x_test.device).manual_seed(0)
+    g = torch.Generator(x_test.device).manual_seed(0) if generator is None else generator
     repeats, known = None, list(comparisons)
     if x_train is not None:
         repeats, others = _repeats(x_train, x_test)

@@ -111,7 +111,7 @@ def compare(
     """
     found = as_kernels(kernels)
     x_test = as_batch(x_test, "x_test")
-    generator = generator or torch.Generator(x_test.device).manual_seed(0)
+    generator = torch.Generator(x_test.device).manual_seed(0) if generator is None else generator
     rows = Rows.dealt(x_test, generator, as_groups(groups, len(x_test), least=MIN_GROUPS))
     n = default_noise(len(rows.x)) if n_noise is None else as_count(n_noise, "n_noise")
     differences = [_difference(model_a, model_b, rows, k, n, generator) for k in found]
@@ -215,7 +215,7 @@ def split_half(
         InputError: too few rows, or rows or kernels that do not fit.
     """
     x = as_rows(x, "x")
-    generator = generator or torch.Generator(x.device).manual_seed(0)
+    generator = torch.Generator(x.device).manual_seed(0) if generator is None else generator
     several, n = repeated(x, n_noise)
     return Disagreement(tuple(_disagreement(model_a, model_b, several, n, k, generator) for k in as_kernels(kernels)))
 

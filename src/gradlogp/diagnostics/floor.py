@@ -52,7 +52,8 @@ def floor(oracle: Oracle, kernel: Kernel, *, n: int = 20_000, generator: torch.G
         return Estimate(value, 1e-14 * value)
     if _has_cubature(oracle):
         return _by_cubature(oracle, kernel)
-    return _by_draws(oracle, kernel, as_count(n), generator or torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    return _by_draws(oracle, kernel, as_count(n), generator)
 
 
 def knows_floor(oracle: Oracle) -> bool:

@@ -151,7 +151,8 @@ def self_check(
     x, kernel = x[rows], kernel.rows(rows)
     exact = event_size(tuple(x.shape[1:])) <= _EXACT_DIVERGENCE_UP_TO
     implicit: Objective = ImplicitScoreMatching() if exact else SlicedScoreMatching(n_projections=4)
-    dsm, ism = on_the_same_draws([objective or DenoisingScoreMatching(), implicit], model, x, kernel, generator)
+    checked = DenoisingScoreMatching() if objective is None else objective
+    dsm, ism = on_the_same_draws([checked, implicit], model, x, kernel, generator)
     half = half_fisher_of(kernel, x).to(dsm).expand(len(x))
     error = math.hypot(half_fisher_error(kernel, x), rounding_of(x, dsm))
     residual = Estimate.mean_of(dsm - ism - half, error)

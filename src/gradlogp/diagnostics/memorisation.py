@@ -110,7 +110,7 @@ def memorisation(
     Reference: Fieller (1954), "Some problems in interval estimation", for the interval of a ratio.
     """
     several = as_kernels(kernels)
-    generator = generator or torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
     x_train = as_rows(x_train, "x_train")
     x_test = same_event(as_rows(x_test, "x_test"), tuple(x_train.shape[1:]), "x_test").to(x_train)
     memory, pooled = Empirical(x_train), _pooled(torch.cat([x_train, x_test]))

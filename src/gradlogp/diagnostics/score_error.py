@@ -93,7 +93,7 @@ def score_error(
         InputError: too few rows or groups, or rows, groups, kernels or a reference that do not fit.
     """
     levels, x_test = as_kernels(kernels), as_batch(x_test, "x_test")
-    generator = generator or torch.Generator(x_test.device).manual_seed(0)
+    generator = torch.Generator(x_test.device).manual_seed(0) if generator is None else generator
     truth, models = _known(reference, x_test)
     unit = as_groups(groups, len(x_test), least=MIN_GROUPS)
     n = None if n_noise is None else as_count(n_noise, "n_noise")

@@ -36,10 +36,11 @@ def check_parameters(estimator: BaseEstimator) -> None:
         raise InputError(f"contamination: got {share!r}, want a number in (0, 0.5], or None")
     if not isinstance(estimator.energy, bool | np.bool_):
         raise InputError(f"energy: got {estimator.energy!r}, want True or False")
-    if estimator.objective not in ("score", "likelihood"):
+    if not isinstance(estimator.objective, str) or estimator.objective not in ("score", "likelihood"):
         raise InputError(f"objective: got {estimator.objective!r}, want 'score' or 'likelihood'")
-    if estimator.standardize not in (True, False, "auto"):
-        raise InputError(f"standardize: got {estimator.standardize!r}, want True, False or 'auto'")
+    standardize = estimator.standardize
+    if not isinstance(standardize, int | np.bool_ | str) or standardize not in (True, False, "auto"):
+        raise InputError(f"standardize: got {standardize!r}, want True, False or 'auto'")
 
 
 def generator_from(random_state: Any, device: torch.device) -> torch.Generator:

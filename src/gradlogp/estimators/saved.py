@@ -81,7 +81,8 @@ def fitted_from(tensors: dict[str, Tensor], config: dict[str, Any]) -> Fitted:
     if schema.event_shape != model.event_shape:
         raise InputError(f"columns of shape {schema.event_shape} for a model of shape {model.event_shape}")
     for entry in config.get("sampling", []):
-        samplers.keep(model, _plan_from_json(entry, model))
+        if "rms_stderr" in entry["accuracy"]:  # an earlier version's is fitted anew when it is needed
+            samplers.keep(model, _plan_from_json(entry, model))
     units = Units(tensors["units.offset"].numpy(), tensors["units.scale"].numpy())
     if not units.offset.shape == units.scale.shape == schema.event_shape or len(grid.axes) != units.scale.size:
         raise InputError(f"units or grid of another shape than {schema.event_shape}")

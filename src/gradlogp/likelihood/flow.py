@@ -221,9 +221,9 @@ def _levels(
     if reference is None and (sigma_min is None or sigma_max is None):
         raise InputError("sigma_min, sigma_max: this model does not know the data's scale, want both given")
     if sigma_max is None and reference is not None:
-        sigma_max = trained[1] if trained else FAR * reference.eigenvalues.max().sqrt().item()
+        sigma_max = trained[1] if trained is not None else FAR * reference.eigenvalues.max().sqrt().item()
     if sigma_min is None and reference is not None:
-        sigma_min = trained[0] if trained else STOP * reference.data_scale.item()
+        sigma_min = trained[0] if trained is not None else STOP * reference.data_scale.item()
     low, high = one_level(sigma_min, "sigma_min"), one_level(sigma_max, "sigma_max")
     if low >= high:
         raise InputError(f"sigma_min, sigma_max: got {low:g} and {high:g}, want sigma_min < sigma_max")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import islice, pairwise
 
@@ -13,7 +14,7 @@ from gradlogp.samplers.field import Field
 from gradlogp.samplers.frame import Frame, adams_bashforth
 from gradlogp.samplers.grids import karras, log_uniform
 from gradlogp.samplers.nodes import candidates
-from gradlogp.samplers.pilot import FAR, N_LEVELS, Pilot, follow
+from gradlogp.samplers.pilot import FAR, N_ABOVE, N_LEVELS, Pilot, follow
 from gradlogp.samplers.reference import Tabulated
 
 N_PAST = 6  # velocities that a step combines
@@ -21,47 +22,77 @@ N_REWEIGHTED = 2
 RIDGE = 1e-7  # of its weights, in units of the largest inner product
 FITTED = N_LEVELS // 2  # with more steps the rule is Adams–Bashforth's; a little above, that is less accurate
 ORDER = 4
+FINER = 2  # fine steps for each of a pilot's, to measure what a plan and its pilot leave
+_LEFT = 0.1  # of an error, where steps of order 4 are halved; a sixteenth for steps that are small enough
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How far rows end from where the model's flow takes them, by a pilot's rows; a coordinate, in the data's unit.
+    """How far rows end from where the model's flow takes them; a coordinate, in the data's unit.
 
-    The distance of a row is its root mean square over coordinates. The root mean square over rows is what those that
-    end in another mode make it; they may be fewer than a pilot sees, so it is a least value.
+    The distance of a row is its root mean square over coordinates. It is measured on rows that nothing was fitted to,
+    from the ends of twice as many fine steps as a pilot's: of order 4, they leave a tenth of a pilot's own error, and
+    each error below has a tenth of its value for that.
+
+    Rows that start near a boundary between modes end in another mode. They make most of the root mean square, and few
+    rows may show none of them. Errors that grow toward such a boundary are larger than t in a share c/t of the rows, so
+    that those between the largest seen and Δ, how far apart two rows are, add 2c(Δ − largest) to the mean square. The
+    error of the root mean square has that in it, with the largest c that the upper tenth of the rows shows.
 
     Attributes:
         median: half of the rows are nearer.
-        stderr: standard error of the median, from its neighbours in rank.
+        stderr: standard error of the median, from its neighbors in rank.
         ninety: nine rows in ten are nearer.
-        rms: root mean square over rows, at least.
+        ninety_stderr: its standard error, likewise.
+        rms: root mean square over rows.
+        rms_stderr: its error: a standard error of the mean square, and rows in another mode that were not seen.
         n_rows: rows it was measured on.
     """
 
     median: float
     stderr: float
     ninety: float
+    ninety_stderr: float
     rms: float
+    rms_stderr: float
     n_rows: int
 
     def __str__(self) -> str:
-        near = f"half of the rows within {self.median:.1e} ± {self.stderr:.0e}, nine in ten within {self.ninety:.1e}"
-        return f"{near}, root mean square {self.rms:.1e} or more"
+        half = f"half of the rows within {self.median:.1e} ± {self.stderr:.0e}"
+        most = f"nine in ten within {self.ninety:.1e} ± {self.ninety_stderr:.0e}"
+        return f"{half}, {most}, root mean square {self.rms:.1e} ± {self.rms_stderr:.0e}"
 
     @classmethod
-    def of(cls, *pairs: tuple[Tensor, Tensor]) -> Accuracy:
-        """The worst of some sets of ends and where the flow ends, ``(N, D)`` each."""
-        parts = [(a - b).double().square().mean(1).sqrt().sort().values for a, b in pairs]
-        worst = max(parts, key=lambda d: d.median().item())
-        n = len(worst)
-        low, high = (min(max(round(n / 2 + side * n**0.5 / 2), 0), n - 1) for side in (-1, 1))
+    def of(cls, ends: Tensor, truth: Tensor) -> Accuracy:
+        """Of ends, and where finer steps end, ``(N, D)`` each."""
+        d = (ends - truth).double().square().mean(1).sqrt().sort().values
+        median, ninety, square = d.median().item(), d.quantile(0.9).item(), d.square()
+        mean, error = square.mean().item(), (square.var() / len(d)).sqrt().item()
+        rms, worst = mean**0.5, mean + error + _unseen(d, truth)
         return cls(
-            median=worst.median().item(),
-            stderr=(worst[high] - worst[low]).item() / 2,
-            ninety=max(d.quantile(0.9).item() for d in parts),
-            rms=max(d.square().mean().sqrt().item() for d in parts),
-            n_rows=n,
+            median=median,
+            stderr=math.hypot(_rank_error(d, 0.5), _LEFT * median),
+            ninety=ninety,
+            ninety_stderr=math.hypot(_rank_error(d, 0.9), _LEFT * ninety),
+            rms=rms,
+            rms_stderr=math.hypot(worst**0.5 - rms, _LEFT * rms),
+            n_rows=len(d),
         )
+
+
+def _rank_error(d: Tensor, share: float) -> float:
+    """The standard error of a quantile of sorted values: half of what is between ranks nq ± √(nq(1 − q))."""
+    n = len(d)
+    low, high = (round(n * share + side * (n * share * (1 - share)) ** 0.5 - 0.5) for side in (-1, 1))
+    return (d[min(high, n - 1)] - d[max(low, 0)]).item() / 2
+
+
+def _unseen(d: Tensor, truth: Tensor) -> float:
+    """2c(Δ − d_max), c the largest k·d_k/n of the k-th largest of sorted distances, k up to n/10."""
+    largest = d.flip(0)[: max(1, len(d) // 10)]
+    c = (largest * torch.arange(1, len(largest) + 1).to(d)).max().item() / len(d)
+    apart = (2 * truth.double().var(0).mean()).sqrt().item()
+    return max(0.0, 2 * c * (apart - d[-1].item()))
 
 
 @dataclass(frozen=True, repr=False)
@@ -102,23 +133,26 @@ class Plan:
         return torch.cat([torch.tensor([self.start], dtype=torch.float64), self.levels[1:]])
 
 
-def fitted_plan(flow: Field, pilot: Pilot, n_steps: int, budget: int) -> Plan:
+def fitted_plan(flow: Field, pilot: Pilot, unseen: Batch, n_steps: int, budget: int) -> Plan:
     """The best of some grids of n_steps <= 40 steps, each with weights fitted to the pilot's rows.
 
     Args:
         flow: the model.
         pilot: its flow.
+        unseen: half as many other rows at its start, of which as many as the budget allows say how accurate it is.
         n_steps: of the plan.
-        budget: calls a row to spend; one grid is fitted in any case.
+        budget: calls a row of the pilot to spend; one grid is fitted in any case, and an eighth as many rows followed.
     """
     fits = []
     for nodes in islice(candidates(pilot, n_steps), max(1, budget // n_steps - 1)):
         weights, ends = fit(flow, pilot, nodes)
-        fits.append(((ends - pilot.states[-1]).square().mean().item(), nodes, weights, ends))
-    _, nodes, weights, ends = min(fits, key=lambda f: f[0])
-    half, other = pilot.rows(slice(0, None, 2)), pilot.rows(slice(1, None, 2))
-    unseen = carried_out(flow, other, nodes, fit(flow, half, nodes)[0])
-    accuracy = Accuracy.of((unseen, other.states[-1]), (ends, pilot.states[-1]))
+        fits.append(((ends - pilot.states[-1]).square().mean().item(), nodes, weights))
+    _, nodes, weights = min(fits, key=lambda f: f[0])
+    left = (budget - len(fits) * n_steps) * len(pilot.first)
+    some = unseen[: max(len(unseen) // 4, left // (FINER * (N_ABOVE + N_LEVELS) + n_steps))]
+    fine = Pilot.of(flow, pilot.frame, some, pilot.start.item(), pilot.levels[-1].item(), FINER)
+    ends = carried_out(flow, fine, [FINER * i for i in nodes], weights)
+    accuracy = Accuracy.of(ends, fine.states[-1])
     return Plan(pilot.frame, pilot.start.item(), pilot.levels[nodes], tuple(weights), accuracy)
 
 
@@ -160,7 +194,7 @@ def _least_squares(frame: Frame, c: Tensor, s: Tensor, s_next: Tensor, past: lis
         flat = features.flatten(1)
         weighted = (features * share).flatten(1)
         gram = weighted @ flat.T
-        ridge = RIDGE * gram.diagonal().max().clamp_min(torch.finfo(torch.float64).tiny)
+        ridge = (RIDGE * gram.diagonal().max()).clamp_min(torch.finfo(torch.float64).tiny)  # no q is left of a Gaussian
         weights: Tensor = torch.linalg.solve(gram + ridge * torch.eye(len(past)).to(gram), weighted @ left.flatten())
         r = (left - torch.einsum("k,knd->nd", weights, features)).norm(dim=1, keepdim=True)
         share = 1 / (1 + (r / (3 * r.median()).clamp_min(torch.finfo(torch.float64).tiny)) ** 2)
@@ -179,7 +213,7 @@ def plain_plan(flow: Field, frame: Frame, y: Batch, s_max: float, s_min: float, 
         adams_bashforth(exact, [levels[j] for j in range(i, max(i - ORDER, -1), -1)], levels[i + 1])
         for i in range(n_steps)
     ]
-    return Plan(frame, s_max, levels, tuple(weights), Accuracy.of((ends[0], ends[1])))
+    return Plan(frame, s_max, levels, tuple(weights), Accuracy.of(*ends))
 
 
 def _spread(frame: Frame, s_max: float, s_min: float, n: int) -> Tensor:

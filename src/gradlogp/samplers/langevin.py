@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -15,7 +15,6 @@ from torch import Tensor
 from gradlogp._shapes import Batch, InputError, Rows, as_batch, as_count, as_level, dot, same_batch, squared_norm
 from gradlogp.kernels import Gaussian, Kernel
 from gradlogp.models import Density, GaussianReference, ScoreModel, require_gaussian, require_model
-from gradlogp.samplers.field import Field
 from gradlogp.samplers.grids import log_uniform
 from gradlogp.samplers.noise import Noise
 from gradlogp.samplers.starts import event_shape_of, seed_from, start
@@ -52,7 +51,7 @@ class LangevinState:
 def langevin(
     model: ScoreModel,
     x_or_n: Batch | int,
-    ladder: Sequence[Kernel] | None = None,
+    ladder: Iterable[Kernel] | None = None,
     n_steps: int = 60,
     *,
     adjusted: bool = True,
@@ -64,6 +63,8 @@ def langevin(
     generator: torch.Generator | None = None,
 ) -> Batch:
     """Draws of p ∗ q for the last kernel q of a ladder, by Langevin steps at each of its kernels in turn.
+
+    They are x_t of that kernel: with an alpha other than 1, the data are x_t/alpha.
 
         y = x + h·ψ(x) + √(2h) z,    z ~ N(0, I),    accepted with probability min(1, e^{R + C})
         R = log p_σ(y)/p_σ(x),    C = (‖y − x − hψ(x)‖² − ‖x − y − hψ(y)‖²)/(4h)
@@ -91,8 +92,8 @@ def langevin(
 
     Args:
         model: any score model; its scores at the ladder's kernels are used and nothing else.
-        x_or_n: a start, ``(n, *event)``, for the first level, or a number of chains. A start of one batch or of two is
-            not the same: h is adapted to the first 256 rows given.
+        x_or_n: a start, ``(n, *event)``, x_t of the first kernel, or a number of chains. A start of one batch or of
+            two is not the same: h is adapted to the first 256 rows given.
         ladder: kernels of decreasing sigma/alpha, one level each; by default :func:`default_ladder`.
         n_steps: steps at each level. ``nodes`` − 1 score evaluations each, one where the model has a density.
         adjusted: make the Metropolis test.
@@ -123,7 +124,7 @@ def langevin(
 def langevin_trajectory(
     model: ScoreModel,
     x_or_n: Batch | int,
-    ladder: Sequence[Kernel] | None = None,
+    ladder: Iterable[Kernel] | None = None,
     n_steps: int = 60,
     *,
     adjusted: bool = True,
@@ -166,7 +167,7 @@ def default_ladder(model: ScoreModel) -> list[Kernel]:
     Raises:
         InputError: the model does not know the data's scale.
     """
-    reference, noise = model.reference, model.noise or Gaussian
+    reference, noise = model.reference, Gaussian if model.noise is None else model.noise
     if reference is None:
         raise InputError("ladder: this model does not know the data's scale, want a sequence of kernels")
     high, low = COARSEST * reference.eigenvalues.max().sqrt().item(), FINEST * reference.data_scale.item()
@@ -341,7 +342,7 @@ def _chains(
     if isinstance(x_or_n, Tensor):
         return len(as_batch(x_or_n, "x")), x_or_n.detach()
     n, alpha, event = as_count(x_or_n), kernel.alpha.item(), event_shape_of(model, event_shape)
-    y = start(Field(model), max(n, PILOTS), kernel.sigma / alpha, event, noise, generator)
+    y = start(model, max(n, PILOTS), kernel.sigma / alpha, event, noise, generator)
     return n, y * alpha + _shift(kernel, event).to(y)
 
 
@@ -371,21 +372,22 @@ def _covariance(kernel: Kernel, reference: GaussianReference) -> Tensor:
     return k.flatten() if form.kind == "diagonal" else torch.linalg.eigvalsh(k)
 
 
-def _as_ladder(model: ScoreModel, ladder: Sequence[Kernel]) -> list[Kernel]:
+def _as_ladder(model: ScoreModel, ladder: Iterable[Kernel]) -> list[Kernel]:
     """Check a ladder: kernels of one level each, sigma/alpha decreasing, and of the model's noise."""
-    if isinstance(ladder, Kernel) or not all(isinstance(k, Kernel) for k in ladder) or not len(ladder):
-        got = "none" if isinstance(ladder, Sequence) and not ladder else " ".join(repr(ladder).split())[:80]
+    levels = list(ladder) if isinstance(ladder, Iterable) else None
+    if not levels or not all(isinstance(k, Kernel) for k in levels):
+        got = "none" if levels == [] else " ".join(repr(ladder).split())[:80]
         raise InputError(f"ladder: got {got}, want a sequence of kernels, e.g. [Gaussian(1.0), Gaussian(0.1)]")
-    for k in ladder:
+    for k in levels:
         if k.sigma.numel() != 1 or k.alpha.numel() != 1 or k.alpha.item() <= 0:
             raise InputError(f"ladder: got {k!r}, want kernels of one level for all rows, alpha > 0")
         if isinstance(k, Gaussian):
             require_gaussian(model, "ladder of Gaussian kernels")
-    ratios = [(k.sigma / k.alpha).item() for k in ladder]
+    ratios = [(k.sigma / k.alpha).item() for k in levels]
     for i, (a, b) in enumerate(pairwise(ratios)):
         if not b < a:
             raise InputError(f"ladder: got sigma = {b:g} after {a:g} at level {i + 2}, want decreasing levels")
-    return list(ladder)
+    return levels
 
 
 def _max_step(model: object, max_step: float | None, adjusted: bool) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -44,23 +44,19 @@ class Pilot:
     event_shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, flow: Field, frame: Frame, y: Batch, s_max: float, s_min: float) -> Pilot:
-        """Follow the rows y from s_max to s_min."""
+    def of(cls, flow: Field, frame: Frame, y: Batch, s_max: float, s_min: float, finer: int = 1) -> Pilot:
+        """Follow the rows y from s_max to s_min; finer: so many steps for each of the usual, whose levels are kept."""
         frame, event = frame.like(y), tuple(y.shape[1:])
         far = FAR * frame.widest
         if not s_min < far < s_max:
             far = s_max
-        above = torch.logspace(0, 1, N_ABOVE + 1, base=far / s_max, dtype=torch.float64)[:-1] * s_max
-        levels = torch.cat([above[: 0 if far == s_max else None], karras(far, s_min, N_LEVELS)])
+        n_above, n_levels = finer * N_ABOVE, finer * N_LEVELS
+        above = torch.logspace(0, 1, n_above + 1, base=far / s_max, dtype=torch.float64)[:-1] * s_max
+        levels = torch.cat([above[: 0 if far == s_max else None], karras(far, s_min, n_levels)])
         first = frame.into(y)
         states, velocities = follow(flow, frame, first, levels, event)
-        fine = slice(len(levels) - N_LEVELS - 1, None)
+        fine = slice(len(levels) - n_levels - 1, None)
         return cls(frame, levels[0], first, levels[fine], states[fine], velocities[fine], event)
-
-    def rows(self, some: slice) -> Pilot:
-        """Some of the rows."""
-        states, velocities = self.states[:, some], self.velocities[:, some]
-        return replace(self, first=self.first[some], states=states, velocities=velocities)
 
     def velocity(self, flow: Field, c: Tensor, level: int) -> Tensor:
         """The model's velocity at c at one of the levels."""

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from gradlogp._shapes import Batch, InputError
+from gradlogp._shapes import Batch
 from gradlogp.models import GaussianReference
+from gradlogp.samplers.exponential import as_order
 from gradlogp.samplers.field import Field
 from gradlogp.samplers.frame import Frame, adams_bashforth
 from gradlogp.samplers.step import Memory, Residual, Step
@@ -31,10 +32,8 @@ class ReferenceExact(Step):
     """
 
     def __init__(self, reference: GaussianReference, order: int = 2) -> None:
-        if order not in (1, 2, 3, 4):
-            raise InputError(f"order: got {order!r}, want 1, 2, 3 or 4")
         self.frame = Frame.of(reference)
-        self.order = order
+        self.order = as_order(order, 4)
 
     def __call__(self, flow: Field, y: Batch, s: Tensor, s_next: Tensor, memory: Memory) -> Batch:
         """One call of the model."""

@@ -8,7 +8,6 @@ from torch import Tensor
 from gradlogp._shapes import Batch, InputError, as_batch, as_count, as_level, same_event
 from gradlogp.kernels import Gaussian
 from gradlogp.models import ScoreModel, event_of
-from gradlogp.samplers.field import Field
 from gradlogp.samplers.noise import Noise
 
 START = 10.0  # default sigma_max, in standard deviations of the widest direction of the data
@@ -50,17 +49,17 @@ def seed_from(generator: torch.Generator | None) -> int:
 
 
 def start(
-    flow: Field,
+    model: ScoreModel,
     x_or_n: Batch | int,
     s: Tensor,
     event_shape: tuple[int, ...] | None,
     noise: Noise,
     generator: torch.Generator | None,
 ) -> Batch:
-    """The given start as y = x_t/alpha, or draws of the Gaussian of the data's moments seen at s, or of N(0, s² I)."""
+    """The given start y = x + s·z, or draws of the Gaussian of the data's moments seen at s, or of N(0, s² I)."""
     if isinstance(x_or_n, Tensor):
-        return flow.clean(as_batch(x_or_n, "x"), s)
-    n, reference = as_count(x_or_n), flow.model.reference
+        return as_batch(x_or_n, "x")
+    n, reference = as_count(x_or_n), model.reference
     if reference is not None:
         return reference.coloured(noise(reference.mean.expand(n, *reference.event_shape)), Gaussian(s))
     assert event_shape is not None

@@ -60,16 +60,16 @@ def train(
         InputError: x or held_out not finite batches, or a loss that is not finite (the best weights so far are kept);
             a noise that is no scale family.
     """
-    recipe, (x, held_out) = recipe or Recipe(), _checked(model, x, held_out, levels)
-    objective = objective or DenoisingScoreMatching(references=recipe.batch_size)
-    reference = model.reference or GaussianReference.of_data(x)
+    recipe, (x, held_out) = Recipe() if recipe is None else recipe, _checked(model, x, held_out, levels)
+    objective = DenoisingScoreMatching(references=recipe.batch_size) if objective is None else objective
+    reference = GaussianReference.of_data(x) if model.reference is None else model.reference
     loss = WeightedLoss(objective, reference, model.noise, recipe.weight)
     seed = int(
         torch.randint(2**31, (), generator=generator, device=generator.device if generator is not None else None)
     )
-    goal = recipe.look or Goal(recipe.weight, levels)
+    goal = Goal(recipe.weight, levels) if recipe.look is None else recipe.look
     look = HeldOut(held_out, goal.levels, loss.weighted_by(goal.weight), seed)
-    average = average or Average(model, recipe.ema)
+    average = Average(model, recipe.ema) if average is None else average
     best, best_weights, since = math.inf, copy.deepcopy(average.model.state_dict()), 0
     start = (0, 0.0, _loss_before(average.model, x[: len(held_out)], loss, levels, seed), 0.0)
     try:

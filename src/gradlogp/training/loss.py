@@ -32,7 +32,7 @@ class WeightedLoss:
         noise: Callable[[float], Kernel] | None = None,
         weight: Weight | None = None,
     ) -> None:
-        self.objective, self.law = objective, weight or EDM()
+        self.objective, self.law = objective, EDM() if weight is None else weight
         self.kernel = at_levels(noise, reference.event_shape)
         self.data = Scale.of(reference)
 
