@@ -686,6 +686,13 @@ def test_csv_header_of_counts_is_a_header(tmp_path):
     assert len(table.values) == 4
 
 
+def test_csv_separator_is_told_by_the_rows_too(tmp_path):
+    (tmp_path / "t.csv").write_text("a\tb;c\n1\t1\t2.5\n2\t3\t4.0\n")
+    table = load_file(tmp_path / "t.csv")
+    assert table.schema.columns == ("a", "b;c")
+    assert table.values.tolist() == [[1, 2.5], [3, 4]]
+
+
 def test_csv_header_of_years_beside_an_index_is_a_header(tmp_path):
     pd.DataFrame({"2019": [1, 3], "2020": [2.5, 4]}).to_csv(tmp_path / "t.csv")
     table = load_file(tmp_path / "t.csv")
