@@ -473,3 +473,18 @@ def test_a_terminal_without_the_letters_shows_question_marks(home):
     )
     assert done.returncode == 0
     assert b"held-out loss" in done.stdout
+
+
+@pytest.mark.parametrize("extension", ["csv", "parquet"])
+def test_groups_are_a_column_of_labels(tmp_path, capsys, extension):
+    x, path = np.random.default_rng(0).normal(size=(80, 2)), tmp_path / f"x.{extension}"
+    frame = pl.DataFrame({"a": x[:, 0], "day": [f"p;{i // 4}" for i in range(80)], "b": x[:, 1]})
+    frame.write_csv(path) if extension == "csv" else frame.write_parquet(path)
+    model, quick = str(tmp_path / "m"), ["--steps", "2", "--width", "8", "--depth", "1"]
+    assert main(["fit", str(path), "--out", model, "--groups", "day", *quick]) == 0
+    assert "left out column 'day'" in capsys.readouterr().out
+    est = ScoreDensity.load(model)
+    assert est.n_held_out_ == 16  # four labels of four rows
+    assert est.score_error_.n_independent == 4
+    assert main(["fit", str(path), "--out", model, "--groups", "dya"]) == 2
+    assert "did you mean 'day'?" in capsys.readouterr().err

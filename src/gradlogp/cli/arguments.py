@@ -116,6 +116,7 @@ def _add_fit(command: _Command) -> None:
     fit.add_argument("data", metavar="DATA", help=f"numbers, one row a datum: {FILES}")
     fit.add_argument("--out", required=True, metavar="MODEL", help="folder to write the model to")
     _add_columns(fit)
+    fit.add_argument("--groups", metavar="NAME", help="a column of labels: rows of one label are held out together")
     fit.add_argument("--sigma-min", type=_number, metavar="S", help="smallest noise level (default: from the data)")
     fit.add_argument("--sigma-max", type=_number, metavar="S", help="largest noise level (default: from the data)")
     fit.add_argument(
@@ -204,6 +205,7 @@ def _add_diagnose(command: _Command) -> None:
     made.add_argument("model", metavar="MODEL", help="a saved model")
     made.add_argument("data", metavar="DATA", help=f"rows that it was not fitted on, at least 8: {FILES}")
     made.add_argument("--train", metavar="FILE", help="the rows that it was fitted on, to see what it memorised")
+    made.add_argument("--groups", metavar="NAME", help="a column of labels: rows of one label may depend on each other")
     made.add_argument("--out", metavar="FOLDER", help="folder for report.html and report.json (default: MODEL)")
     made.add_argument("--levels", type=_whole, metavar="N", help="noise levels (default: 12)")
     made.add_argument("--seed", type=_whole, metavar="N", help="another seed draws other noise (default: as fitted)")

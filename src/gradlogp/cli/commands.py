@@ -16,6 +16,7 @@ from gradlogp.cli.words import (
     load,
     load_chosen,
     load_fitted,
+    load_groups,
     load_rows,
     measured,
     next_command,
@@ -49,7 +50,7 @@ def fit(args: argparse.Namespace) -> None:
     table = load_chosen(args, MIN_ROWS)
     given = {name: getattr(args, option[2:].replace("-", "_")) for option, name in OPTIONS.items()}
     model = ScoreDensity(verbose=not args.quiet, **{k: v for k, v in given.items() if v is not None})
-    for _ in told(model.fit_steps(table), args.quiet or sys.stderr.isatty()):
+    for _ in told(model.fit_steps(table, groups=load_groups(args)), args.quiet or sys.stderr.isatty()):
         pass
     model.save(args.out)
     if args.quiet:
@@ -164,7 +165,7 @@ def diagnose(args: argparse.Namespace) -> None:
     train = None if args.train is None else load_fitted(args, model, args.train)
     model.set_params(verbose=not args.quiet)
     given = {} if args.levels is None else {"n_levels": args.levels}
-    audit = model.diagnose(test, train, out=out, random_state=args.seed, **given)
+    audit = model.diagnose(test, train, groups=load_groups(args), out=out, random_state=args.seed, **given)
     say(args, f"{audit}\nwrote {os.path.join(out, 'report.html')} and report.json")
 
 

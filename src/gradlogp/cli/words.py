@@ -40,7 +40,16 @@ def load_chosen(args: argparse.Namespace, min_rows: int) -> Table:
     columns, drop = (
         None if names is None else [n for part in names for n in part] for names in (args.columns, args.drop)
     )
+    if getattr(args, "groups", None) is not None and columns is None:
+        drop = [*(drop or ()), args.groups]
     return load_table(args, args.data, columns=columns, drop=drop or (), min_rows=min_rows)
+
+
+def load_groups(args: argparse.Namespace) -> list[Any] | None:
+    """The labels of DATA's rows, if --groups names their column."""
+    from gradlogp.data import load_labels
+
+    return None if args.groups is None else load_labels(args.data, args.groups)
 
 
 def load_fitted(args: argparse.Namespace, model: ScoreDensity, path: str) -> Table:

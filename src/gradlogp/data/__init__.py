@@ -6,7 +6,7 @@ discrete columns back on their grid. What was left out, as a saved row index is,
 cannot be used is an ``InputError`` of one line; rows count from 0.
 """
 
-from gradlogp.data.files import EXTENSIONS, check_output, load_file, save_file
+from gradlogp.data.files import EXTENSIONS, check_output, load_file, load_labels, save_file
 from gradlogp.data.grid import Axis, Grid, detect_grid
 from gradlogp.data.schema import Schema, Table, read
 
@@ -19,6 +19,7 @@ __all__ = [
     "check_output",
     "detect_grid",
     "load_file",
+    "load_labels",
     "read",
     "save_file",
 ]

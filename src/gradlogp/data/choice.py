@@ -38,7 +38,7 @@ class Choice:
             InputError: for a name that is not there, or no columns left.
         """
         self._check(self.columns or (), there, what)
-        self._check(self.drop, [*there, *gone], what)
+        self._check(self.drop, list(dict.fromkeys([*there, *gone])), what)
         kept = [c for c in there if (self.columns is None or c in self.columns) and c not in self.drop]
         if not kept and self.made:
             raise InputError(f"{what}: got all {len(there)} columns left out, want at least one")

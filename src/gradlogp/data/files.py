@@ -21,7 +21,7 @@ from gradlogp.data.choice import Choice
 from gradlogp.data.containers import short, without_index
 from gradlogp.data.dtypes import Numbers
 from gradlogp.data.schema import Dialect, Schema, Table, read, table_columns
-from gradlogp.data.text import parse_csv
+from gradlogp.data.text import parse_csv, parse_labels
 
 
 def load_file(
@@ -58,6 +58,20 @@ def load_file(
     held, dialect, notes = reader(_bytes(path, what), what, choice)
     table = read(held, what, min_rows=min_rows, allow_missing=allow_missing)
     return Table(table.values, replace(table.schema, dialect=dialect), (*notes, *table.notes))
+
+
+def load_labels(path: str | os.PathLike[str], column: str) -> list[Any]:
+    """Load one column of a csv or parquet file as labels, text or numbers: the groups that rows belong to.
+
+    Raises:
+        InputError: as :func:`load_file` does for the file, and for a column that is not there.
+    """
+    what = _shown(path)
+    reader, raw = _by_extension(path, _READERS), _bytes(path, what)
+    if reader in (_read_npy, _read_npz):
+        raise InputError(f"{what}: got an array, whose columns have no names, want csv or parquet for groups by name")
+    labels = parse_labels(raw, what, column) if reader is parse_csv else reader(raw, what, Choice((column,)))[0][column]
+    return list(labels)
 
 
 def save_file(path: str | os.PathLike[str], values: Numbers, schema: Schema, floating: bool = False) -> None:

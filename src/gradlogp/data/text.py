@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import polars as pl
 
@@ -39,7 +40,34 @@ def parse_csv(raw: bytes, what: str, choice: Choice | None = None) -> tuple[pl.D
         raise InputError(f"{what}: got csv that cannot be parsed ({error}), want a table of numbers") from None
 
 
+def parse_labels(raw: bytes, what: str, column: str) -> pl.Series:
+    """One column of a csv file as it is written.
+
+    Raises:
+        InputError: as :func:`parse_csv`, and for a column that is not there.
+    """
+    columns = _texts(_decode(raw, what), what, Choice((column,))).columns
+    return columns[Choice((column,)).of(columns.columns, what)[0]]
+
+
+class _Texts(NamedTuple):
+    """The columns of a file as text, and how it is written."""
+
+    columns: pl.DataFrame
+    notes: tuple[str, ...]
+    names: list[str]
+    separator: str
+    header: bool
+
+
 def _parse(whole: str, what: str, choice: Choice) -> tuple[pl.DataFrame, Dialect, tuple[str, ...]]:
+    columns, index, names, separator, header = _texts(whole, what, choice)
+    kept = choice.of(columns.columns, what, gone=tuple(names))
+    numbers, comma, thousands = to_numbers(columns, separator, kept, what)
+    return numbers, Dialect(separator, header, comma), (*index, *choice.left_out(columns.columns), *thousands)
+
+
+def _texts(whole: str, what: str, choice: Choice) -> _Texts:
     comment, text, stated = _preamble(whole)
     separator = stated or _separator(text)
     first, body = _split_first(text, separator)
@@ -50,9 +78,7 @@ def _parse(whole: str, what: str, choice: Choice) -> tuple[pl.DataFrame, Dialect
         (header, names), body = _names_above(comment, first, separator), text
     names = _fit_width(names, body, separator, what, whole.count("\n") - body.count("\n") + 1)
     columns, index = _named(_read(body, separator, len(names), what), names, choice, what)
-    kept = choice.of(columns.columns, what, gone=tuple(names))
-    numbers, comma, thousands = to_numbers(columns, separator, kept, what)
-    return numbers, Dialect(separator, header, comma), (*index, *choice.left_out(columns.columns), *thousands)
+    return _Texts(columns, tuple(index), list(names), separator, header)
 
 
 def _decode(raw: bytes, what: str) -> str:
