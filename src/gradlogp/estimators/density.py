@@ -258,6 +258,8 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
     def sample(self, n: int = 1, *, random_state: Any = None) -> Any:
         """Draw n new rows, of the kind, names and types that were fitted; values on a grid come back on it.
 
+        Columns of few decimals come back with as many.
+
         The probability flow is followed from ``levels_.sigma_max`` to ``levels_.sigma_min`` in ``sampling_steps`` calls
         of the network, then E[x | x_t] is taken; :attr:`sampling_accuracy_` says how accurately.
         As in scikit-learn the same random state draws the same rows again: give each call its own to collect more.
