@@ -16,6 +16,7 @@ from gradlogp.diagnostics.bracket import Sides, measure
 from gradlogp.diagnostics.comparisons import Comparisons
 from gradlogp.diagnostics.estimates import Bracket, Estimate, Jackknifed
 from gradlogp.diagnostics.floor import floor, knows_floor
+from gradlogp.diagnostics.identities import half_fisher_error
 from gradlogp.diagnostics.ladder import as_kernels
 from gradlogp.diagnostics.levels import BELOW, CERTIFIED, ESTIMATED, EXACT, LevelError, ScoreError
 from gradlogp.diagnostics.references import Draws, Rows, default_noise
@@ -71,9 +72,12 @@ def score_error(
         A :class:`ScoreError`: for each kernel the loss, and brackets of the floor, the error and r2.
 
     Raises:
-        InputError: too few rows, or rows, kernels or a reference that do not fit.
+        InputError: too few rows, rows, kernels or a reference that do not fit, or noise whose Fisher information has no
+            finite error.
     """
     levels, x_test = as_kernels(kernels), as_batch(x_test, "x_test")
+    for kernel in levels:
+        half_fisher_error(kernel, x_test)
     generator = generator or torch.Generator(x_test.device).manual_seed(0)
     truth, models = _known(reference, x_test)
     if len(x_test) > MAX_ROWS:
