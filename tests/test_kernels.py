@@ -14,8 +14,10 @@ from torch import Tensor
 from torch import distributions as td
 from torch.distributions import constraints
 
-from gradlogp import InputError
+from gradlogp import InputError, diagnostics
 from gradlogp.kernels import Additive, Gaussian, GeneralizedNormal
+from gradlogp.models import ScoreFunction
+from gradlogp.oracles import Empirical
 
 pytestmark = pytest.mark.usefixtures("as_a_user")
 
@@ -320,13 +322,29 @@ def test_independent_coordinates_have_their_information_exactly(law: td.Distribu
     assert error < 1e-5  # moved by 4, numbers are 1e-15 apart, and u^(−1/2) is infinite at the end
 
 
-def test_a_mean_of_draws_without_variance_has_no_standard_error() -> None:
-    def mixture(a: float) -> td.Distribution:
-        parts = td.Independent(td.Gamma(torch.full((2, 2), a, dtype=torch.float64), f64([[1.0], [1.5]])), 1)
-        return td.MixtureSameFamily(td.Categorical(f64([0.5, 0.5])), parts)
+def gammas(a: float) -> Additive:
+    parts = td.Independent(td.Gamma(torch.full((2, 2), a, dtype=torch.float64), f64([[1.0], [1.5]])), 1)
+    return Additive(td.MixtureSameFamily(td.Categorical(f64([0.5, 0.5])), parts))
 
-    assert Additive(mixture(3.0)).fisher_information_error((2,)).item() == math.inf
-    assert Additive(mixture(12.0)).fisher_information_error((2,)).item() < 0.1
+
+def test_a_mean_of_draws_without_variance_has_no_standard_error() -> None:
+    assert gammas(3.0).fisher_information_error((2,)).item() == math.inf
+    assert gammas(12.0).fisher_information_error((2,)).item() < 0.1
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        lambda m, x, k: diagnostics.equivalence(m, Empirical(x), k, 64),
+        lambda m, x, k: diagnostics.self_check(m, x, k, min_draws=64),
+        lambda m, x, k: diagnostics.score_error(m, None, x, k),
+    ],
+    ids=["equivalence", "self_check", "score_error"],
+)
+def test_nothing_holds_within_an_infinite_error(check) -> None:  # type: ignore[no-untyped-def]
+    x = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(InputError, match="whose Fisher information has no finite error, want one that has"):
+        check(ScoreFunction(lambda x_t, _: -x_t), x, gammas(3.0))
 
 
 def test_a_needle_over_an_event_is_met_in_its_own_draws() -> None:

@@ -185,5 +185,12 @@ def rounding_of(x: Batch, loss: Tensor) -> float:
 
 
 def half_fisher_error(kernel: Kernel, x: Batch) -> float:
-    """Its numerical error."""
-    return 0.5 * kernel.fisher_information_error(tuple(x.shape[1:])).double().max().item()
+    """Its numerical error.
+
+    Raises:
+        InputError: an infinite one: nothing can be compared with ½I(q) then.
+    """
+    error = 0.5 * kernel.fisher_information_error(tuple(x.shape[1:])).double().max().item()
+    if not math.isfinite(error):
+        raise InputError(f"kernel: got {kernel!r}, whose Fisher information has no finite error, want one that has")
+    return error

@@ -18,6 +18,7 @@ from gradlogp.diagnostics.comparisons import Comparisons
 from gradlogp.diagnostics.dependence import MIN_GROUPS, as_groups
 from gradlogp.diagnostics.estimates import Bracket, Estimate, Jackknifed, reach
 from gradlogp.diagnostics.floor import floor, knows_floor
+from gradlogp.diagnostics.identities import half_fisher_error
 from gradlogp.diagnostics.ladder import as_kernels
 from gradlogp.diagnostics.levels import BELOW, BRACKETED, CERTIFIED, ESTIMATED, EXACT, LevelError, ScoreError
 from gradlogp.diagnostics.references import MIN_ROWS, N_BLOCKS, Draws, Rows, default_noise, mean_of_rows
@@ -90,9 +91,12 @@ def score_error(
         A :class:`ScoreError`: for each kernel the loss, and brackets of the floor, the error and r2.
 
     Raises:
-        InputError: too few rows or groups, or rows, groups, kernels or a reference that do not fit.
+        InputError: too few rows or groups, rows, groups, kernels or a reference that do not fit, or noise whose Fisher
+            information has no finite error.
     """
     levels, x_test = as_kernels(kernels), as_batch(x_test, "x_test")
+    for kernel in levels:
+        half_fisher_error(kernel, x_test)
     generator = torch.Generator(x_test.device).manual_seed(0) if generator is None else generator
     truth, models = _known(reference, x_test)
     unit = as_groups(groups, len(x_test), least=MIN_GROUPS)

@@ -56,6 +56,10 @@ class OnReference(ScoreModel):
         self.register_buffer("gate_at", torch.linspace(-1.0, 1.0, N_GATES))
         self.register_buffer("gate", torch.ones(N_GATES))
 
+    def own_number(self) -> Tensor | None:
+        """One of the network's, else of the reference's: the gate is no measure of either."""
+        return next((v for v in self.parameters() if v.is_floating_point()), self.skip.own_number())
+
     @abstractmethod
     def learnt(self, z: Batch, c_noise: Rows) -> Batch:
         """F(z, c_noise), like z."""
