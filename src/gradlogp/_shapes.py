@@ -19,6 +19,9 @@ Rows: TypeAlias = Float[Tensor, "B"]
 Level: TypeAlias = Float[Tensor, "..."]  # () or (B,)
 
 
+_AT_ZERO = ": the score of data without noise is not defined; model.denoise at the smallest level takes noise away"
+
+
 class InputError(ValueError):
     """Input that cannot be used; the message says on one line what it is, what was got, and what is wanted."""
 
@@ -91,7 +94,8 @@ def as_level(value: object, name: str, *, positive: bool = True) -> Tensor:
     bad = ~torch.isfinite(level) | (level <= 0 if positive else level < 0)
     if bool(bad.any()):
         first = level.reshape(-1)[bad.reshape(-1)][0].item()
-        raise InputError(f"{name}: got {first:g}, want a finite number {'> 0' if positive else '>= 0'}")
+        want = f"a finite number {'> 0' if positive else '>= 0'}" + (_AT_ZERO if first == 0 and "sigma" in name else "")
+        raise InputError(f"{name}: got {first:g}, want {want}")
     return level
 
 
