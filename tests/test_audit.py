@@ -12,11 +12,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from gradlogp import InputError, audit
-from gradlogp.audit import canvas, words
+from gradlogp.audit import canvas, columns, pictures, words
 from gradlogp.audit.measure import _repeats
 from gradlogp.audit.result import MARK
+from gradlogp.audit.sentences import NAMED, faults_of
 from gradlogp.audit.view import View
 from gradlogp.diagnostics import Estimate, nearest_neighbours, score_error
 from gradlogp.kernels import Gaussian
@@ -515,3 +517,85 @@ def test_bad_input_is_refused(x_test, more, message, as_a_user):
     with pytest.raises(InputError, match=message) as e:
         audit.measure(law(), x_test, given.pop("kernels"), **given)
     assert "\n" not in str(e.value)
+
+
+# --- columns --------------------------------------------------------------------------------------------------------
+
+
+def wide(n_columns: int = 13) -> audit.Audit:
+    """A Gaussian whose last column the model has wrong, and whose columns 3 and 7 go together."""
+    right = torch.eye(n_columns, dtype=torch.float64)
+    right[3, 7] = right[7, 3] = -0.9
+    wrong = right.clone()
+    wrong[-1, -1] = 9.0
+    g = torch.Generator().manual_seed(3)
+    zero = torch.zeros(n_columns, dtype=torch.float64)
+    data = GaussianReference.of_moments(zero, right).sample_noisy(300, Gaussian(1e-3), generator=g)
+    view = View(names=tuple(f"c{i}" for i in range(n_columns)))
+    return audit.measure(GaussianReference.of_moments(zero, wrong), data, KERNELS[:2], view=view, progress=False)
+
+
+@pytest.fixture(scope="module")
+def thirteen() -> audit.Audit:
+    return wide()
+
+
+def test_distances_of_columns_are_those_of_scipy(g):
+    """Ties included: in one column all values are whole numbers."""
+    data, samples = (torch.randn(n, 3, generator=g).double().numpy() for n in (80, 45))
+    samples = samples + 0.2
+    data[:, 1], samples[:, 1] = data[:, 1].round(), samples[:, 1].round()
+    distance, p = columns.distances(data, samples)
+    for i in range(3):
+        want = stats.ks_2samp(data[:, i], samples[:, i], method="asymp")
+        assert distance[i] == pytest.approx(want.statistic, rel=1e-12)
+        assert p[i] == pytest.approx(stats.kstwobign.sf(want.statistic * math.sqrt(80 * 45 / 125)), rel=1e-9)
+    assert columns.limit(80, 45) == pytest.approx(1.358 * math.sqrt(125 / (80 * 45)), rel=1e-3)
+
+
+def test_a_column_left_out_is_never_the_worst_one(thirteen):
+    """All of thirteen are in JSON; twelve are drawn, the wrong one first, and the page says that one is not."""
+    assert [m["name"] for m in thirteen.to_json()["marginals"]] == [f"c{i}" for i in range(13)]
+    drawn = pictures.shown_marginals(thirteen)
+    assert drawn[0].name == "c12"
+    assert [m.distance for m in drawn] == sorted((m.distance for m in thirteen.marginals), reverse=True)[:12]
+    assert thirteen.marginals[12].p_value < 1e-6
+    text = thirteen.to_html()
+    assert "the 12 of 13 that differ most, the worst first" in text
+    assert "All 13 are in report.json" in text
+    assert "The first 256 of 300 held-out rows and all 256 samples: " in text
+
+
+def test_columns_are_all_there_in_their_order_where_they_fit(good):
+    assert [m.index for m in pictures.shown_marginals(good)] == [0, 1]
+    assert "all 2" in good.to_html()
+
+
+def test_the_pair_that_is_drawn_goes_together_most(thirteen):
+    pair = thirteen.pair
+    assert pair[:2] == (3, 7)
+    r = np.corrcoef(thirteen.data[:, 3], thirteen.data[:, 7])[0, 1]
+    assert pair.data.value == pytest.approx(r, rel=1e-9)
+    assert pair.data.stderr == pytest.approx((1 - r**2) / math.sqrt(297), rel=1e-9)
+    assert abs(pair.samples.value + 0.9) < 5 * pair.samples.stderr
+    told = thirteen.to_json()["most_correlated"]
+    assert told["columns"] == ["c3", "c7"]
+    assert "c3 and c7, the two columns of largest correlation" in thirteen.to_html()
+
+
+def test_the_closest_pair_is_found_across_blocks_and_constant_columns_are_none(g, monkeypatch):
+    monkeypatch.setattr(columns, "_AT_A_TIME", 2)
+    rows = torch.randn(50, 7, generator=g).double().numpy()
+    rows[:, 6] = -2 * rows[:, 1] + 5
+    rows[:, 3] = 1e6
+    pair = columns.closest_pair(rows, rows)
+    assert pair[:2] == (1, 6)
+    assert pair.data.value == pytest.approx(-1.0)
+    assert columns.closest_pair(rows[:, 3:5], rows[:, 3:5]) is None
+
+
+def test_faults_beyond_those_named_are_counted_and_kept(bad):
+    faults = bad.to_json()["faults"]
+    assert [f["text"] for f in faults] == [f.text for f in faults_of(bad)]
+    more = len(faults) - NAMED
+    assert (f"{more} more fault" in bad.sentences.not_good) == (more > 0)

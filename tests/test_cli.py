@@ -300,6 +300,22 @@ def test_fit_reads_every_format(tmp_path, extension):
 
 
 @pytest.mark.parametrize("command", ["grad", "denoise"])
+def test_a_level_above_those_trained_is_told_and_is_the_closed_forms(home, tmp_path, command, capsys):
+    """The score tends to −(x − mean)/σ², in units of each column's noise, and the denoised to the mean."""
+    path, model = tmp_path / "out.csv", ScoreDensity.load(home / "model")
+    out, _ = run(capsys, command, home / "model", home / "data.csv", "--sigma", 1e6, "--out", path)
+    told = f"note: σ = 1e+06 is above the largest level trained, {model.levels_.sigma_max:.4g}; there the closed form"
+    assert told in out.splitlines()[1]
+    got, x = load_file(path).values, load_file(home / "data.csv").values
+    u = model.units_
+    mean = u.offset + u.scale * model.model_.reference.mean.double().numpy()
+    want = {"grad": -(x - mean) / (1e6 * u.scale) ** 2, "denoise": mean + 0 * x}[command]
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3 * np.abs(want).max())
+    out, _ = run(capsys, command, home / "model", home / "data.csv", "--sigma", model.levels_.sigma_max, "--out", path)
+    assert "note" not in out
+
+
+@pytest.mark.parametrize("command", ["grad", "denoise"])
 def test_maps_keep_names_and_order_and_are_floating(home, tmp_path, command, capsys):
     table().select("member", "ratio", "age", "income").head(9).write_parquet(tmp_path / "other.parquet")
     path = tmp_path / "out.parquet"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from dataclasses import replace
@@ -284,21 +285,29 @@ SIXTEEN = torch.randn(10, 16, generator=torch.Generator().manual_seed(5), dtype=
 RING = (torch.arange(8, dtype=F64) * torch.pi / 4)[:, None]
 
 
-@pytest.mark.parametrize(
-    "exact",
-    [
-        GaussianMixture(torch.ones(25), torch.cartesian_prod(*2 * [torch.arange(-2.0, 3.0, dtype=F64)]), 0.01),
-        GaussianMixture(torch.ones(8), 2 * torch.cat([RING.cos(), RING.sin()], 1), 0.01),
-        GaussianMixture(torch.ones(10), SIXTEEN, 0.05 + 0.1 * SIXTEEN**2),
-        GaussianMixture(t64([0.4, 0.6]), t64([[-1.0], [1.0]]), t64([0.01, 0.04])),
-    ],
-    ids=["25 modes", "ring", "16 coordinates", "line"],
-)
+HARD = {
+    "25 modes": GaussianMixture(torch.ones(25), torch.cartesian_prod(*2 * [torch.arange(-2.0, 3.0, dtype=F64)]), 0.01),
+    "ring": GaussianMixture(torch.ones(8), 2 * torch.cat([RING.cos(), RING.sin()], 1), 0.01),
+    "16 coordinates": GaussianMixture(torch.ones(10), SIXTEEN, 0.05 + 0.1 * SIXTEEN**2),
+    "line": GaussianMixture(t64([0.4, 0.6]), t64([[-1.0], [1.0]]), t64([0.01, 0.04])),
+}
+
+
+@functools.cache
+def followed(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows at 80, and where 400 steps of order 4 take them: six hundred times as near as a pilot's 80."""
+    exact = HARD[name]
+    y = starts(exact, 250, 80.0)
+    fine = Pilot.of(Field(exact), Frame.of(exact.reference), y, 80.0, 0.002, finer=5)
+    return y, fine.frame.back(fine.states[-1], exact.event_shape)
+
+
+@pytest.mark.parametrize("name", HARD)
 @pytest.mark.parametrize("n_steps", [5, 20, FITTED, 60])
-def test_what_a_plan_says_of_its_accuracy_covers_the_truth(exact, n_steps):
-    """Rows that it has not seen, against 640 steps: at 40 fitted steps the pilot's own error is most of it."""
-    y, ends = starts(exact, 250, 80.0), {"sigma_max": 80.0, "sigma_min": 0.002}
-    d = (sample(exact, y, n_steps, **ends) - sample(exact, y, 640, **ends)).square().mean(1).sqrt()
+def test_what_a_plan_says_of_its_accuracy_covers_the_truth(name, n_steps):
+    """On rows that it has not seen; at 40 fitted steps the pilot's own error is most of it."""
+    exact, (y, truth), ends = HARD[name], followed(name), {"sigma_max": 80.0, "sigma_min": 0.002}
+    d = (sample(exact, y, n_steps, **ends) - truth).square().mean(1).sqrt()
     told = calibrate(exact, n_steps, **ends).accuracy
     rank = {q: (d.quantile(q + 0.02) - d.quantile(q - 0.02)).item() / 2 for q in (0.5, 0.9)}  # of 250, about 0.7 σ
     assert told.median == pytest.approx(d.median().item(), abs=4 * math.hypot(told.stderr, rank[0.5]))
@@ -319,7 +328,7 @@ def test_errors_of_quantiles_are_those_of_their_ranks(g):
     ends = apart + 0.01 / torch.linspace(0.0025, 1, 400, dtype=F64)[:, None].flip(0)  # P(d > t) = 0.01/t, to 4
     seen = Accuracy.of(ends[:390], apart[:390])
     whole = (0.02 * 4 - 0.01**2) ** 0.5
-    assert seen.rms + seen.rms_stderr > whole > seen.rms
+    assert seen.rms + 2 * seen.rms_stderr > whole > seen.rms + 0.5 * seen.rms_stderr
 
 
 def _heun():

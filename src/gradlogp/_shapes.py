@@ -19,7 +19,7 @@ Rows: TypeAlias = Float[Tensor, "B"]
 Level: TypeAlias = Float[Tensor, "..."]  # () or (B,)
 
 
-_NO_NOISE = "; level 0 has no noise: take the smallest level, and denoise for the step from there to the data"
+_AT_ZERO = ": data without noise have no score; take the smallest level, and model.denoise from there to the data"
 
 
 class InputError(ValueError):
@@ -94,8 +94,9 @@ def as_level(value: object, name: str, *, positive: bool = True) -> Tensor:
     bad = ~torch.isfinite(level) | (level <= 0 if positive else level < 0)
     if bool(bad.any()):
         first = level.reshape(-1)[bad.reshape(-1)][0].item()
-        hint = _NO_NOISE if first == 0 and name in ("sigma", "sigma_min", "levels", "grid") else ""
-        raise InputError(f"{name}: got {first:g}, want a finite number {'> 0' if positive else '>= 0'}{hint}")
+        without_noise = first == 0 and ("sigma" in name or name in ("levels", "grid"))
+        want = f"a finite number {'> 0' if positive else '>= 0'}" + (_AT_ZERO if without_noise else "")
+        raise InputError(f"{name}: got {first:g}, want {want}")
     return level
 
 

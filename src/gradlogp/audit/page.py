@@ -13,7 +13,17 @@ from importlib.metadata import version
 from matplotlib.figure import Figure
 
 from gradlogp.audit.canvas import png
-from gradlogp.audit.pictures import draw_checks, draw_learning, draw_marginals, draw_samples, draw_score_error
+from gradlogp.audit.columns import limit
+from gradlogp.audit.pictures import (
+    IMAGES,
+    POINTS,
+    draw_checks,
+    draw_learning,
+    draw_marginals,
+    draw_samples,
+    draw_score_error,
+    shown_marginals,
+)
 from gradlogp.audit.result import MARK, Audit
 from gradlogp.audit.words import percent, shown
 from gradlogp.diagnostics import Bracket, Estimate, LevelError
@@ -219,16 +229,39 @@ def _about_memory(audit: Audit) -> list[str]:
 
 
 def _about_samples(audit: Audit) -> list[str]:
-    n, m = len(audit.data), len(audit.samples)
-    images = audit.view.images(audit.data[:1]) is not None
-    what = "images" if images else "the two columns that vary most, in their own units"
-    marginals = f"The same {n:,} rows and {m:,} samples, column by column"
     return [
         "<h2>Samples beside data</h2>",
-        _picture(draw_samples(audit), "Held-out rows beside samples", f"Held-out rows and samples: {what}."),
+        _picture(draw_samples(audit), "Held-out rows beside samples", _shown_rows(audit)),
         "<h2>Marginals</h2>",
-        _picture(draw_marginals(audit), "Histograms of held-out rows and of samples", f"{marginals}, as shares."),
+        _picture(draw_marginals(audit), "Histograms of held-out rows and of samples", _shown_columns(audit)),
     ]
+
+
+def _shown_rows(audit: Audit) -> str:
+    """What of the rows is drawn, and of how many."""
+    n, m = len(audit.data), len(audit.samples)
+    images = audit.view.images(audit.data[:1]) is not None
+    most = IMAGES if images else POINTS
+    some = f"the first {most} of {n:,} held-out rows" if n > most else f"all {n:,} held-out rows"
+    drawn = f"the first {most} of {m:,} samples" if m > most else f"all {m:,} samples"
+    if images or audit.pair is None:
+        return f"{some[0].upper()}{some[1:]} and {drawn}."
+    first, second = (audit.view.name(i) for i in audit.pair[:2])
+    return (
+        f"{some[0].upper()}{some[1:]} and {drawn}: {first} and {second}, the two columns of largest correlation in the "
+        f"held-out rows, {shown(audit.pair.data)}; in the samples it is {shown(audit.pair.samples)}."
+    )
+
+
+def _shown_columns(audit: Audit) -> str:
+    """Which columns are drawn, and of how many."""
+    n, m, every, drawn = len(audit.data), len(audit.samples), len(audit.marginals), len(shown_marginals(audit))
+    which = f"all {every}" if drawn == every else f"the {drawn} of {every:,} that differ most, the worst first"
+    return (
+        f"The same {n:,} rows and {m:,} samples, column by column, as shares: {which}. Beside a name is the largest "
+        f"difference of the two distribution functions (Kolmogorov and Smirnov's), which for rows of one law is above "
+        f"{limit(n, m):.2f} in one column of twenty. All {every:,} are in report.json."
+    )
 
 
 def _footer(audit: Audit) -> str:

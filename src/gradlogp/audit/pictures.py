@@ -7,19 +7,20 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from gradlogp.audit.canvas import BLUE, DPI, GREY, ORANGE, bare, mosaic, new_figure
+from gradlogp.audit.columns import Marginal
 from gradlogp.audit.result import Audit
-from gradlogp.audit.view import Floats
+from gradlogp.audit.view import Floats, flat
 from gradlogp.diagnostics import Estimate
 from gradlogp.training import kept
 
 WIDTH = 5.4  # inches
 MARGINALS = 12
 BINS = 30
-_IMAGE_COLUMNS, _IMAGE_LINES = 8, 5
-_POINTS = 256  # as many held-out rows as samples
+_IMAGE_COLUMNS = 8
+IMAGES = 5 * _IMAGE_COLUMNS
+POINTS = 256  # as many held-out rows as samples
 
 
 def draw_score_error(audit: Audit) -> Figure:
@@ -80,15 +81,14 @@ def draw_samples(audit: Audit) -> Figure:
     images = audit.view.images(audit.data), audit.view.images(audit.samples)
     if images[0] is not None and images[1] is not None:
         return _draw_images(images[0], images[1])
-    data, samples = _flat(audit.data), _flat(audit.samples)
-    wide = _widest(audit, 2)
-    if len(wide) < 2:
-        return _draw_histograms(audit, wide)
-    i, j = sorted(int(w) for w in wide)
+    data, samples = flat(audit.data), flat(audit.samples)
+    if audit.pair is None:
+        return _draw_histograms(audit, audit.marginals[:1])
+    i, j = audit.pair[:2]
     figure = new_figure(WIDTH, 2.9)
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
     for at, rows, title in zip(axes, (data, samples), ("held-out rows", "samples"), strict=True):
-        at.plot(rows[:_POINTS, i], rows[:_POINTS, j], "o", ms=3, alpha=0.5, mew=0, color=BLUE)
+        at.plot(rows[:POINTS, i], rows[:POINTS, j], "o", ms=3, alpha=0.5, mew=0, color=BLUE)
         at.set_title(title, fontsize=10)
     axes[0].set(xlabel=_short(audit.view.name(i)), ylabel=_short(audit.view.name(j)))
     axes[1].set_xlabel(_short(audit.view.name(i)))
@@ -96,11 +96,14 @@ def draw_samples(audit: Audit) -> Figure:
 
 
 def draw_marginals(audit: Audit) -> Figure:
-    """Histograms of up to twelve columns, held-out rows against samples: the first, or of images the widest."""
-    n = _flat(audit.data).shape[1]
-    images = audit.view.images(audit.data[:1]) is not None
-    chosen = np.sort(_widest(audit, MARGINALS)) if images else np.arange(min(n, MARGINALS))
-    return _draw_histograms(audit, chosen)
+    """Histograms of columns, held-out rows against samples: of more than twelve, the worst."""
+    return _draw_histograms(audit, shown_marginals(audit))
+
+
+def shown_marginals(audit: Audit) -> tuple[Marginal, ...]:
+    """All columns in their order; of more than twelve, the twelve that differ most, the worst first."""
+    worst = sorted(audit.marginals, key=lambda m: -m.distance)
+    return audit.marginals if len(worst) <= MARGINALS else tuple(worst[:MARGINALS])
 
 
 def _draw_images(data: Floats, samples: Floats) -> Figure:
@@ -108,7 +111,7 @@ def _draw_images(data: Floats, samples: Floats) -> Figure:
     axes = figure.subplots(1, 2)
     low, high = np.percentile(data, [0.5, 99.5])
     for at, images, title in zip(axes, (data, samples), ("held-out rows", "samples"), strict=True):
-        whole = mosaic(images[: _IMAGE_COLUMNS * _IMAGE_LINES], _IMAGE_COLUMNS)
+        whole = mosaic(images[:IMAGES], _IMAGE_COLUMNS)
         scaled = np.clip((whole - low) / max(high - low, np.finfo(float).tiny), 0, 1)
         at.imshow(np.nan_to_num(scaled, nan=0.75), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         at.set_title(title, fontsize=10)
@@ -116,20 +119,21 @@ def _draw_images(data: Floats, samples: Floats) -> Figure:
     return figure
 
 
-def _draw_histograms(audit: Audit, chosen: NDArray[np.intp]) -> Figure:
-    data, samples = _flat(audit.data), _flat(audit.samples)
+def _draw_histograms(audit: Audit, chosen: Sequence[Marginal]) -> Figure:
+    data, samples = flat(audit.data), flat(audit.samples)
     n_columns = min(3, len(chosen))
     n_lines = -(-len(chosen) // n_columns)
     height = 1.15 * n_lines + 0.55
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")  # laid out by hand: 12 axes take long
     figure.subplots_adjust(0.03, 0.55 / height, 0.97, 1 - 0.25 / height, wspace=0.12, hspace=0.6)
     axes = figure.subplots(n_lines, n_columns, squeeze=False).ravel()
-    for at, i in zip(axes, chosen, strict=False):
+    for at, marginal in zip(axes, chosen, strict=False):
+        i = marginal.index
         edges = _edges(data[:, i], samples[:, i])
         for rows, colour, fill in ((data, BLUE, True), (samples, ORANGE, False)):
             shares = np.histogram(rows[:, i], edges)[0] / len(rows)
             at.stairs(shares, edges, color=colour, fill=fill, alpha=0.4 if fill else 1.0)
-        at.set_title(_short(audit.view.name(int(i))), fontsize=8, pad=2)
+        at.set_title(f"{_short(marginal.name)}: {marginal.distance:.2f}", fontsize=8, pad=2)
         at.tick_params(labelsize=7, labelleft=False, left=False)
         at.locator_params(axis="x", nbins=3)
     for at in axes[len(chosen) :]:
@@ -148,17 +152,6 @@ def _edges(data: Floats, samples: Floats) -> Floats:
     spare = 0.1 * (high - low) or abs(low) or 1.0
     low, high = max(low - spare, min(low, samples.min())), min(high + spare, max(high, samples.max()))
     return np.linspace(low, high if high > low else low + spare, BINS + 1)
-
-
-def _widest(audit: Audit, n: int) -> NDArray[np.intp]:
-    """The coordinates that vary most in the model's units, the widest first."""
-    scale = np.broadcast_to(audit.view.scale, audit.data.shape[1:]).reshape(-1)
-    spread = _flat(audit.data).std(0) / scale
-    return np.argsort(-spread, kind="stable")[: min(n, len(spread))]
-
-
-def _flat(rows: Floats) -> Floats:
-    return rows.reshape(len(rows), -1)
 
 
 def _errorbars(axes: Any, sigma: Sequence[float], values: Sequence[Estimate], colour: str, label: str) -> None:

@@ -9,12 +9,14 @@ import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from datetime import date
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradlogp._shapes import InputError
-from gradlogp.audit.view import Floats, View
+from gradlogp.audit.columns import Marginal, Pair, closest_pair, distances
+from gradlogp.audit.view import Floats, View, flat
 from gradlogp.checkpoints import NUMBERS, REPORT
 from gradlogp.diagnostics import Calibration, Curl, Memorisation, NearestNeighbours, ScoreError, SelfCheck
 from gradlogp.training import Record
@@ -83,6 +85,17 @@ class Audit:
     history: tuple[Record, ...]
     seconds: dict[str, float]
 
+    @cached_property
+    def marginals(self) -> tuple[Marginal, ...]:
+        """How each column of the samples differs from that of the held-out rows, all of them, in the columns' order."""
+        found = zip(*distances(flat(self.data), flat(self.samples)), strict=True)
+        return tuple(Marginal(i, self.view.name(i), float(d), float(p)) for i, (d, p) in enumerate(found))
+
+    @cached_property
+    def pair(self) -> Pair | None:
+        """The two columns of largest correlation in the held-out rows; None if fewer than two vary."""
+        return closest_pair(flat(self.data), flat(self.samples))
+
     @property
     def sentences(self) -> Sentences:
         """What is good, what is not, and what to try: three sentences in plain words."""
@@ -100,6 +113,8 @@ class Audit:
 
     def to_json(self) -> dict[str, Any]:
         """Every number, as a dictionary of JSON types; what is infinite or not a number is None."""
+        from gradlogp.audit.sentences import faults_of
+
         score = self.score_error
         levels = [
             record | {"weights": level.weights}
@@ -111,6 +126,7 @@ class Audit:
             "made": date.today().isoformat(),
             "versions": {name: version(name) for name in ("gradlogp", "torch", "numpy")},
             "sentences": self.sentences._asdict(),
+            "faults": [fault._asdict() for fault in faults_of(self)],
             "summary": str(score),
             "sigma_unit": self.view.sigma_unit,
             "held_out_rows": score.n_rows,
@@ -123,6 +139,8 @@ class Audit:
             "curl": self.curl.to_frame().to_dicts(),
             "memorisation": None if self.memorisation is None else self.memorisation.to_frame().to_dicts(),
             "nearest_neighbours": None if self.neighbours is None else asdict(self.neighbours),
+            "marginals": [asdict(marginal) for marginal in self.marginals],
+            "most_correlated": None if self.pair is None else _pair_to_json(self),
             "repeats": None if self.repeats is None else asdict(self.repeats),
             "history": [asdict(record) for record in self.history],
             "seconds": self.seconds,
@@ -156,6 +174,12 @@ class Audit:
                 folder.rmdir()
             raise InputError(f"{folder}: cannot be written ({e.strerror or e}), want a folder that can") from None
         return folder / REPORT
+
+
+def _pair_to_json(audit: Audit) -> dict[str, Any]:
+    assert audit.pair is not None
+    names = [audit.view.name(i) for i in audit.pair[:2]]
+    return {"columns": names, "held_out_rows": asdict(audit.pair.data), "samples": asdict(audit.pair.samples)}
 
 
 def check_folder(folder: str | Path) -> None:

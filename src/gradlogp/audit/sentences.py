@@ -59,7 +59,9 @@ def sentences_of(audit: Audit) -> Sentences:
     """The three sentences."""
     faults = faults_of(audit)
     unknown = _unknown(audit)
-    worst = [fault.text for fault in faults[:NAMED]] + [fault.text for fault in unknown]
+    more = len(faults) - NAMED
+    beside = [f"{more} more fault{'s' * (more > 1)}, told in report.json"] if more > 0 else []
+    worst = [fault.text for fault in faults[:NAMED]] + beside + [fault.text for fault in unknown]
     bad = "Not good: " + "; ".join(worst) if worst else "No fault was found at any level"
     if audit.memorisation is None:
         bad += (

@@ -16,6 +16,11 @@ Floats = NDArray[np.float64]
 _LEAST_SIDE = 4  # pixels of an image
 
 
+def flat(rows: Floats) -> Floats:
+    """Rows of coordinates, ``(N, D)``."""
+    return rows.reshape(len(rows), -1)
+
+
 @dataclass(frozen=True)
 class View:
     """Between the model's units and what is shown: value = offset + scale·z.

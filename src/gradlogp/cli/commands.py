@@ -153,6 +153,7 @@ def _unnormalised(args: argparse.Namespace, model: ScoreDensity, table: Table) -
     save_file(args.out, values[:, None], schema)
     what = f"log p_σ at σ = {args.unnormalised:g}, but for a constant, of {len(values):,} rows in nats"
     say(args, f"wrote {what} to {args.out}")
+    _say_above(args, model, args.unnormalised)
 
 
 def diagnose(args: argparse.Namespace) -> None:
@@ -201,6 +202,15 @@ def _map(args: argparse.Namespace, model: ScoreDensity, table: Table, function: 
     values = read(function(table, args.sigma), what).values
     save_file(args.out, values, table.schema, floating=True)
     say(args, f"wrote {what} at σ = {args.sigma:g}, {len(values):,} rows × {width(model)}, to {args.out}")
+    _say_above(args, model, args.sigma)
+
+
+def _say_above(args: argparse.Namespace, model: ScoreDensity, sigma: float) -> None:
+    """Say where a level is beyond those trained, and what is taken there."""
+    high = model.levels_.sigma_max
+    if sigma > high:
+        there = "there the closed form that the network starts from is taken, without the network"
+        say(args, f"note: σ = {sigma:g} is above the largest level trained, {high:.4g}; {there}")
 
 
 def info(args: argparse.Namespace) -> None:

@@ -167,7 +167,8 @@ def _choose(names: list[str], what: str) -> str:
     """The only array, or the one with a name for data."""
     known = names if len(names) == 1 else [name for name in ("x", "X", "data") if name in names]
     if not known:
-        shown = ", ".join(map(short, names[:10])) or "none"
+        more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+        shown = (", ".join(map(short, names[:10])) or "none") + more
         raise InputError(f"{what}: got {len(names)} arrays ({shown}), want one, or one called x, X or data")
     return known[0]
 

@@ -346,6 +346,8 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
     def denoise(self, X: Any, sigma: Any = None, *, return_std: bool = False) -> Any:
         """E[x | x_σ = X]: the mean of the clean rows that, with noise of level sigma added, give X.
 
+        Above the largest level trained it is the closed-form reference's, as in :meth:`grad_log_prob`.
+
         Args:
             X: noisy rows as fitted.
             sigma: the level of their noise or one a row; None takes the smallest trained.

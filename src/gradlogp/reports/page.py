@@ -15,6 +15,7 @@ from gradlogp.reports.learn import (
     FIELD_DRAWS,
     FIELD_ROWS,
     FIELD_SIGMA,
+    N_SHOWN,
     Digits,
     Field,
     held_out_of,
@@ -66,8 +67,9 @@ def sections(digits: Digits, learnt: Field) -> list[Section]:
 def _about_samples(digits: Digits) -> tuple[str, str]:
     """What the picture shows, for those who cannot see it; and the text below it. So all of these."""
     return "Two grids of digits, data and samples, and some samples above training rows", (
-        "Left: digits that the model has not seen. Right: what it draws. Below: samples beside the nearest row it was "
-        f"trained on, at a mean distance of {shown(digits.to_samples)}; held-out digits are at "
+        f"Left: {min(N_SHOWN, len(digits.held_out))} of {len(digits.held_out)} digits that the model has not seen. "
+        "Right: what it draws. Below: samples beside the nearest row it was trained on, at a mean distance of "
+        f"{shown(digits.to_samples)}; held-out digits are at "
         f"{shown(digits.to_held_out)}, copies would be at 0."
     )
 
