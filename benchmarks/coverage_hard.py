@@ -1,8 +1,8 @@
 """Does the score error hold where rows are few, heavy-tailed, lack a part of the law, or depend on each other?
 
-Laws and models whose error is known, 200 sets of rows each (about 8 minutes on an idle core). A law of which N rows lack a
-part in one case of 20 or more cannot be covered from the rows alone: for those the sets that hold a row of each part
-are counted apart. The same for ``compare``, ``calibration`` and ``entropy``, and how often the tests of the rows give a
+Laws and models whose error is known, 200 sets of rows each (about 8 minutes on an idle core). A law of which N rows
+lack a part in one case of 20 or more cannot be covered from the rows alone: for those the sets that hold a row of each
+part are counted apart. The same for ``compare``, ``calibration`` and ``entropy``, and how often the tests of the rows give a
 false alarm on independent ones.
 """
 
