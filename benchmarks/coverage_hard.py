@@ -2,8 +2,8 @@
 
 Laws and models whose error is known, 200 sets of rows each (about 8 minutes on an idle core). A law of which N rows
 lack a part in one case of 20 or more cannot be covered from the rows alone: for those the sets that hold a row of each
-part are counted apart. The same for ``compare``, ``calibration`` and ``entropy``, and how often the tests of the rows give a
-false alarm on independent ones.
+part are counted apart. The same for ``compare``, ``calibration`` and ``entropy``, and how often the tests of the rows
+give a false alarm on independent ones.
 """
 
 from __future__ import annotations
