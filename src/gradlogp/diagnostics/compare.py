@@ -95,7 +95,8 @@ def compare(
     On common rows and noise the difference is E[⟨B − A, T − A⟩ − ½‖B − A‖²], with no 1/σ⁴ term in its variance; T is
     the target averaged over the rows or the plain one, whichever has the smaller standard error. The rows are taken as
     independent draws, or their groups are; rows that are correlated in their order are dealt into blocks of consecutive
-    ones, as in :func:`score_error`. A part of the law rarer than 3/N may be unseen.
+    ones, as in :func:`score_error`, which is a help and no guarantee: Student's 95 % interval covers 88 % for 200 rows of
+    an autoregression with ρ = 0.9. A part of the law rarer than 3/N may be unseen.
 
     Args:
         model_a: a score model that has not seen the rows.
@@ -116,10 +117,10 @@ def compare(
     n = default_noise(len(rows.x)) if n_noise is None else as_count(n_noise, "n_noise")
     differences = [_difference(model_a, model_b, rows, k, n, generator) for k in found]
     weighted = [k.sigma.item() ** 2 * d for k, d in zip(found, differences, strict=True)]
-    total = (1 / len(found) * functools.reduce(operator.add, weighted)).estimate
+    total = rows.widened((1 / len(found) * functools.reduce(operator.add, weighted)).estimate)
     size = sum(abs(w.value.item()) for w in weighted) or 1.0
     levels = [
-        LevelDifference(k, k.sigma.item(), d.estimate, w.value.item() / size)
+        LevelDifference(k, k.sigma.item(), rows.widened(d.estimate), w.value.item() / size)
         for k, d, w in zip(found, differences, weighted, strict=True)
     ]
     return Comparison(tuple(levels), total, rows.n_blocks, rows.cautions)
@@ -201,7 +202,8 @@ def split_half(
 
     They are independent given the law, so E‖ψ_A − ψ_B‖² = 2E‖ψ − E ψ‖²: a quarter of it is the variance part of the
     score error ½E‖ψ − ∇log p_σ‖² at N/2 rows, in any dimension and at any σ. It says nothing of the bias part. For N
-    rows it is halved, which assumes that the variance falls as 1/N: an estimate, not a bound.
+    rows it is halved, which assumes that the variance falls as 1/N: an estimate, not a bound. Rows are taken as
+    independent draws.
 
     Args:
         model_a: a model fitted on one half.

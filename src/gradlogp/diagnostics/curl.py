@@ -62,7 +62,7 @@ def curl(
     over x_t ~ k(· | x) and signs v, ‖·‖ the Frobenius norm. A true score is the gradient of log p_σ, so its Jacobian is
     symmetric; a rotation field has 1. At small σ the Jacobian of any good score is near −I/σ², which is symmetric: the
     share is then small whatever the rest is. Jv is the derivative of Jᵀu in u, so no forward mode is needed. The
-    standard error is over rows.
+    standard error is over rows, which are taken as independent draws.
 
     Args:
         model: any score model ψ that autograd can follow.

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gradlogp._shapes import Batch
 from gradlogp.diagnostics.dependence import blocks_of_units, consecutive_blocks, independent_units, of_units
+from gradlogp.diagnostics.estimates import Estimate
 from gradlogp.diagnostics.ladder import as_rows, score_at
 from gradlogp.kernels import Kernel
 from gradlogp.models import ScoreModel
@@ -100,6 +101,10 @@ class Rows:
         """
         consecutive = self.unit is not None and bool(self.cautions)
         return math.sqrt(1 + self.n_blocks / self.n_units) if consecutive else 1.0
+
+    def widened(self, estimate: Estimate) -> Estimate:
+        """The estimate with its standard error times :attr:`widening`."""
+        return Estimate(estimate.value, self.widening * estimate.stderr)
 
     @property
     def half(self) -> Tensor:

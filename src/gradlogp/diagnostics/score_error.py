@@ -190,11 +190,12 @@ def _exact(
 ) -> tuple[LevelError, int]:
     """The error against the true score, and how many rows it took: more until it is known closely."""
     columns, n_rows = torch.empty(0, 4, dtype=torch.float64, device=like.device), FIRST_ROWS
+    least = floor(truth, kernel) if knows_floor(truth) else None
     while True:
         more = truth.sample(n_rows - len(columns), generator=generator).to(like)
         rows = Rows(more, torch.zeros(len(more), dtype=torch.long, device=more.device), N_BLOCKS)
         columns = torch.cat([columns, _against_truth(model, truth, rows, kernel, n_noise, generator)])
-        level = _known_level(columns, truth, kernel, n_levels)
+        level = _known_level(columns, least, kernel, n_levels)
         low, high = level.r2_interval
         if high - low <= max(CLOSE * (1 - level.r2.lower.value), NOTHING) or n_rows >= MOST_ROWS:
             return level, n_rows
@@ -214,7 +215,7 @@ def _against_truth(
     return mean_of_rows(torch.cat(parts), torch.cat(row), len(rows.x))
 
 
-def _known_level(columns: Tensor, truth: Oracle, kernel: Kernel, n_levels: int) -> LevelError:
+def _known_level(columns: Tensor, known_floor: Estimate | None, kernel: Kernel, n_levels: int) -> LevelError:
     """What independent rows say, from :func:`_against_truth`."""
     dsm, least, error, size = (Estimate.mean_of(v) for v in columns.unbind(1))
     e, s = columns[:, 2], columns[:, 3]
@@ -227,7 +228,7 @@ def _known_level(columns: Tensor, truth: Oracle, kernel: Kernel, n_levels: int) 
     return LevelError(
         kernel=kernel,
         dsm=dsm,
-        floor=_both(floor(truth, kernel) if knows_floor(truth) else least),
+        floor=_both(known_floor or least),
         error=_both(error),
         size=_both(size),
         r2=_both(r2),
