@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from gradlogp._shapes import InputError
 from gradlogp.data import Axis, Grid, Schema, Table, detect_grid, load_file, read, save_file
+from gradlogp.data.schema import Dialect
 
 RNG = np.random.default_rng(0)
 COLUMNS = {
@@ -548,6 +549,14 @@ def test_the_comma_of_an_only_column_is_said(tmp_path):
     table = load_file(tmp_path / "t.csv")
     assert table.values.tolist() == [[1.2], [2.4], [1.5]]
     assert table.notes == ("commas are decimal marks: 1,2 in column 'a' is 1.2",)
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_an_only_column_of_decimal_commas_comes_back(tmp_path, header):
+    values = np.array([[1.5], [2.5], [3.5]])  # unquoted, the first of two columns would count the rows
+    schema = Schema(("a",), ("float64",), (1,), "polars", Dialect(";", header, True))
+    save_file(tmp_path / "t.csv", values, schema)
+    assert load_file(tmp_path / "t.csv").values.tolist() == values.tolist()
 
 
 def test_a_column_left_out_still_tells_the_decimal_mark(tmp_path):
