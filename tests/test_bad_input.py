@@ -202,7 +202,7 @@ def test_seeds_of_samples(est, seed):
 
 
 SIGMAS = {
-    "zero": (0, "got 0", "> 0", "level 0 has no noise", "denoise"),
+    "zero": (0, "got 0", "> 0", "data without noise have no score", "denoise"),
     "negative": (-1.0, "got -1", "> 0"),
     "NaN": (math.nan, "got nan"),
     "infinite": (math.inf, "got inf"),
@@ -237,7 +237,7 @@ ZERO_LEVELS = {
 
 @pytest.mark.parametrize("kind", ZERO_LEVELS)
 def test_level_zero_points_to_denoising(kind):
-    says(message(ZERO_LEVELS[kind]), "got 0, want a finite number > 0", "level 0 has no noise", "denoise")
+    says(message(ZERO_LEVELS[kind]), "got 0, want a finite number > 0", "data without noise have no score", "denoise")
 
 
 ROWS = {

@@ -109,7 +109,7 @@ def unknown(x_t: torch.Tensor, kernel: Kernel) -> torch.Tensor:
         (
             (5,),
             {"sigma_max": 3.0, "sigma_min": 0.0, "event_shape": (2,)},
-            "sigma_min: got 0, want a finite number > 0: the score of data without noise is not defined",
+            "sigma_min: got 0, want a finite number > 0: data without noise have no score",
         ),
         ((5, 0), {"sigma_max": 3.0, "sigma_min": 0.1, "event_shape": (2,)}, "n_steps: got 0"),
     ],
