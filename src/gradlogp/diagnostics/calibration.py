@@ -97,8 +97,8 @@ def calibration(
 
     Standard errors are over rows, by the delta method. The rows are taken as independent draws, or their groups are;
     rows that are correlated in their order count by runs as long as the correlation. A part of the law rarer than 3/N
-    may be unseen. 1.96 standard errors cover 95 % from about 200 rows on, 88 to 94 % at 20 rows, and 80 % for 200 rows of
-    an autoregression with ρ = 0.9, which count as some 12.
+    may be unseen. 1.96 standard errors cover 95 % from about 200 rows on, 88 to 94 % at 20 rows, and 80 % for 200 rows
+    of an autoregression with ρ = 0.9, which count as some 12.
 
     Args:
         model: any score model ψ that autograd can follow.

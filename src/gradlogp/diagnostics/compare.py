@@ -95,8 +95,8 @@ def compare(
     On common rows and noise the difference is E[⟨B − A, T − A⟩ − ½‖B − A‖²], with no 1/σ⁴ term in its variance; T is
     the target averaged over the rows or the plain one, whichever has the smaller standard error. The rows are taken as
     independent draws, or their groups are; rows that are correlated in their order are dealt into blocks of consecutive
-    ones, as in :func:`score_error`, which is a help and no guarantee: Student's 95 % interval covers 88 % for 200 rows of
-    an autoregression with ρ = 0.9. A part of the law rarer than 3/N may be unseen.
+    ones, as in :func:`score_error`, which is no guarantee: Student's 95 % interval covers 88 % for 200 rows of an
+    autoregression with ρ = 0.9. A part of the law rarer than 3/N may be unseen.
 
     Args:
         model_a: a score model that has not seen the rows.
