@@ -37,7 +37,8 @@ def independent_units(x: Tensor, groups: Tensor | None) -> tuple[Tensor | None, 
     if length > 1:
         unit = runs(len(x), length)
         several.append(
-            f"the rows are correlated in their order: {len(x):,} of them count as {int(unit.max()) + 1} runs of rows"
+            f"the rows are correlated in their order: {len(x):,} of them count as {int(unit.max()) + 1} runs of rows; "
+            "shuffle them if they were only sorted"
         )
     found, n = near_repeats(x, torch.Generator(x.device).manual_seed(0))
     if found:
