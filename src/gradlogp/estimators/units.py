@@ -43,10 +43,12 @@ class Units:
             InputError: values, or standard deviations, that float64 or the unit asked for cannot hold.
         """
         offset, spread = _moments(values)
-        _refuse(np.abs(values).max(0) > LARGEST, schema, f"values beyond {LARGEST:g}", "smaller ones: divide it")
+        _refuse(
+            np.abs(values).max(0) > LARGEST, schema, f"values beyond {LARGEST:g}", "the column divided by a constant"
+        )
         _refuse(
             (spread > 0) & (spread < 1 / LARGEST), schema, f"a standard deviation below {1 / LARGEST:g}",
-            "a larger one: multiply it, or drop it",
+            "the column multiplied by a constant, or dropped",
         )  # fmt: skip
         one_unit = values.ndim > 2 or _share_a_unit(spread, grid) if standardize == "auto" else not standardize
         if not one_unit:
@@ -135,7 +137,7 @@ def _refuse_collapsed(units: Units, values: Array, schema: Schema) -> None:
         column = int(bad.argmax())
         row = int(np.abs(values[:, column] - units.offset[column]).argmax())
         got = f"{values[row, column]:g} at row {row}, so far from the others that float32 cannot tell those apart"
-        _refuse(bad, schema, got, "rows without it, or its logarithm")
+        _refuse(bad, schema, got, "that row left out, or the column's logarithm")
 
 
 def _share_a_unit(spread: Array, grid: Grid) -> bool:
