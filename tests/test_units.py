@@ -57,11 +57,11 @@ def test_columns_of_scales_far_apart(x):
     [
         (
             [1.7e308, -1.7e308, 1.0, 2.0],
-            "X: column 1: got values beyond 1e\\+300, want the column divided by a constant",
+            "X: column 1: got values beyond 1e\\+300, want the column divided",
         ),
         (
             [1e-310, 2e-310, 3e-310, 1e-310],
-            "X: column 1: got a standard deviation below 1e-300, want the column multiplied",
+            "X: column 1: got a standard deviation below 1e-300, want the column",
         ),
         ([0.1, 0.2, 0.3, 1e200], "X: column 1: got 1e\\+200 at row 3, so far from the others"),
         ([1e9, 1.0, 2.0, -0.5], "X: column 1: got 1e\\+09 at row 0, so far from the others"),

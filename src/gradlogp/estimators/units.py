@@ -55,9 +55,8 @@ class Units:
             scale = np.where(spread > 0, spread, 1.0)
         else:
             scale = np.full_like(spread, _common_unit(spread, standardize))
-        units = cls(offset, scale)
-        _refuse_collapsed(units, values, schema)
-        return units
+        _refuse_collapsed(values, spread, schema)
+        return cls(offset, scale)
 
     @property
     def shared(self) -> bool:
@@ -126,16 +125,15 @@ def _refuse(bad: NDArray[np.bool_], schema: Schema, got: str, want: str) -> None
         raise InputError(f"X: {where}: got {got}, want {want}")
 
 
-def _refuse_collapsed(units: Units, values: Array, schema: Schema) -> None:
+def _refuse_collapsed(values: Array, spread: Array, schema: Schema) -> None:
     """Refuse a column that a few far cells make so wide that float32 cannot tell the others apart."""
     if values.ndim > 2:  # pixels and the like
         return
     low, high = np.quantile(values, [0.1, 0.9], axis=0)
-    width = high / units.scale - low / units.scale
-    bad = (width > 0) & (width < 1e-6)
+    bad = (low < high) & (high / 2 - low / 2 < 0.5e-6 * spread)
     if bad.any():
         column = int(bad.argmax())
-        row = int(np.abs(values[:, column] - units.offset[column]).argmax())
+        row = int(np.abs(values[:, column] - low[column]).argmax())
         got = f"{values[row, column]:g} at row {row}, so far from the others that float32 cannot tell those apart"
         _refuse(bad, schema, got, "that row left out, or the column's logarithm")
 
