@@ -130,3 +130,15 @@ def test_given_ends_are_taken(g):
     bad[3, 0] = torch.nan
     with pytest.raises(InputError, match="row 3 holds NaN"):
         NoiseLevels.of_rows(bad, GaussianReference.of_data(x))
+
+
+def test_a_constant_column_does_not_count():
+    x = torch.randn(400, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).mul(100).round() / 100
+    steps = torch.tensor([0.01, 0.01, 0.01, 0.0], dtype=torch.float64)
+    alone, beside = x, torch.cat([x, torch.full((400, 1), 7.0, dtype=torch.float64)], 1)
+    levels = [
+        NoiseLevels.of_rows(rows, GaussianReference.of_data(rows), steps=steps[: rows.shape[1]])
+        for rows in (alone, beside)
+    ]
+    assert levels[1].sigma_min == pytest.approx(levels[0].sigma_min, rel=1e-6)
+    assert levels[1].sigma_max == pytest.approx(levels[0].sigma_max, rel=0.05)

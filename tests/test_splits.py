@@ -44,11 +44,18 @@ def test_ties_of_counts_of_zeros_and_of_categories_are_no_copies(rng):
         assert np.array_equal(labels_of(x), np.arange(400))
 
 
-def test_groups_join_copies(rng):
+def test_groups_alone_decide_where_they_are_given(rng):
     x = rng.normal(size=(6, 2))
-    x[4] = x[0]
-    labels, want = labels_of(x, ["a", "a", "b", "c", "b", "d"]), np.array([0, 0, 0, 1, 0, 2])
+    x[4] = x[0]  # a default row of two groups does not join them
+    labels, want = labels_of(x, ["a", "a", "b", "c", "b", "d"]), np.array([0, 0, 1, 2, 1, 3])
     assert np.array_equal(labels[:, None] == labels, want[:, None] == want)
+
+
+def test_ties_of_answers_that_depend_on_each_other_are_no_copies(rng):
+    common = rng.normal(size=(600, 1))
+    answers = np.clip(np.rint(3 + 1.2 * common + 0.5 * rng.normal(size=(600, 5))), 1, 5)
+    assert len(np.unique(answers, axis=0)) < 300
+    assert np.array_equal(labels_of(answers), np.arange(600))
 
 
 @pytest.mark.parametrize(
@@ -73,10 +80,16 @@ def test_no_label_is_on_both_sides_and_the_first_side_is_as_large_as_asked(rng):
         order, cut = deal(labels, 20, torch.Generator().manual_seed(seed))
         assert sorted(order.tolist()) == list(range(200))
         assert not set(labels[order[:cut]]) & set(labels[order[cut:]])
-        held_out = labels[order[:cut]]
-        before = held_out[held_out != held_out[-1]]
-        assert cut >= 20
-        assert len(before) < 20 or len(np.unique(before)) < 4
+        assert 20 <= cut <= 40
+        assert len(np.unique(labels[order[:cut]])) >= 4
+
+
+def test_a_large_group_is_not_held_out():
+    labels = np.r_[np.zeros(60, int), np.arange(1, 41)]
+    cuts = [deal(labels, 10, torch.Generator().manual_seed(seed)) for seed in range(20)]
+    assert all(cut == 10 and not (labels[order[:cut]] == 0).any() for order, cut in cuts)
+    order, cut = deal(np.r_[np.zeros(99, int), 1], 10, torch.Generator().manual_seed(0))
+    assert (cut, int(order[0])) == (1, 99)
 
 
 def test_one_label_cannot_be_split():
@@ -95,7 +108,10 @@ def test_folds_are_even_and_hold_whole_labels(rng):
     labels = np.unique(rng.integers(0, 40, 200), return_inverse=True)[1]
     fold = folds(labels, 5, torch.Generator().manual_seed(0)).numpy()
     assert all(len(np.unique(fold[labels == k])) == 1 for k in range(labels.max() + 1))
-    assert np.bincount(fold).min() > 20
+    assert np.bincount(fold).min() > 30
+    uneven = np.r_[np.zeros(60, int), np.ones(20, int), np.arange(2, 22)]
+    sizes = torch.bincount(folds(uneven, 10, torch.Generator().manual_seed(0))).tolist()
+    assert sorted(sizes) == [2, 2, 2, 2, 3, 3, 3, 3, 20, 60]
 
 
 def test_the_smallest_level_is_not_that_of_copies(rng):

@@ -19,7 +19,7 @@ Rows: TypeAlias = Float[Tensor, "B"]
 Level: TypeAlias = Float[Tensor, "..."]  # () or (B,)
 
 
-_AT_ZERO = ": data without noise have no score; take the smallest level, and model.denoise from there to the data"
+_AT_ZERO = ": data without noise have no score; take the smallest level, and denoise from there to the data"
 
 
 class InputError(ValueError):

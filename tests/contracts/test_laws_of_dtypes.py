@@ -252,3 +252,35 @@ def test_a_model_on_another_device_is_named_on_one_line(kind: str) -> None:
     for name in ("score", "denoise"):
         with pytest.raises(InputError, match="meta"):
             getattr(build()[kind], name)(DATA.to("meta"), K)
+
+
+class Damped(ScoreModel):
+    """A user's own class, with names of its own for its arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.rate = nn.Parameter(torch.ones(1))
+
+    def score(self, x, kernel):
+        return -self.rate * x
+
+    def denoise(self, x, kernel):
+        return self.rate * x
+
+
+def test_arguments_may_be_given_by_the_names_of_a_subclass():
+    x = torch.ones(2, 3, dtype=torch.float64)
+    assert torch.equal(Damped().score(x=x, kernel=Gaussian(1.0)), -x)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'x'"):
+        Damped().score(kernel=Gaussian(1.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_a_model_in_half_precision_answers(dtype):
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    network = ResidualMLP(event_shape=(2,), width=8, depth=1, dropout=0.0)
+    model = Preconditioned(network, MarginalReference.of_data(x)).eval()
+    want = model.score(x, Gaussian(0.5))
+    got = copy.deepcopy(model).half().score(x.to(dtype), Gaussian(0.5))
+    assert got.dtype == dtype
+    assert (got.float() - want).abs().max() < 0.02 * want.abs().max()

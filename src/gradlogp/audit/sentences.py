@@ -130,7 +130,9 @@ def _leaked(audit: Audit) -> Iterator[Fault]:
 
 def _dependent(audit: Audit) -> Iterator[Fault]:
     for caution in audit.score_error.cautions:
-        yield Fault(caution, "give groups, one label a row for rows that belong together, or measure on other rows")
+        yield Fault(
+            caution, "shuffle rows that were only sorted; give groups, one label a row, of rows that belong together"
+        )
 
 
 def _memorised(audit: Audit) -> Iterator[Fault]:

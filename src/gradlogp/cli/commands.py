@@ -58,7 +58,7 @@ def fit(args: argparse.Namespace) -> None:
     print_table(
         [
             ("data", f"{len(table.values):,} rows × {width(model)} of {args.data}"),
-            *measured(model),
+            *measured(model, told=True),
             ("saved", args.out),
             ("next", next_command(args.out, args.data, len(table.values))),
         ]

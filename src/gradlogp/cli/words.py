@@ -103,8 +103,8 @@ def print_table(rows: Iterable[tuple[str, str]]) -> None:
         print(f"{name:<14}{text}")
 
 
-def measured(model: ScoreDensity) -> Iterator[tuple[str, str]]:
-    """Lines on the noise range, the training and the checks."""
+def measured(model: ScoreDensity, told: bool = False) -> Iterator[tuple[str, str]]:
+    """Lines on the noise range, the training and the checks; what the fit has told is not repeated."""
     from gradlogp.estimators.density import NOT_KEPT
 
     levels, history = model.levels_, model.history_
@@ -120,7 +120,7 @@ def measured(model: ScoreDensity) -> Iterator[tuple[str, str]]:
         yield "held-out loss", loss
         left = f"at most {best.left:.4f} ± {best.left_stderr:.1g} of it (upper bound on the weighted score error)"
         yield "left to learn", f"{left}; no model gets below {best.floor:.4f} ± {best.floor_stderr:.1g}"
-    if model.kept_step_ == 0:
+    if model.kept_step_ == 0 and not told:
         yield "", NOT_KEPT
     if model.contamination is not None:
         yield "outliers", f"log-density below {model.offset_:.4g} nats, {share(model)}"

@@ -119,8 +119,11 @@ def _are_truths(text: pl.Series) -> bool:
 
 def _check_whole(text: pl.Series | None, numbers: pl.Series, what: str) -> None:
     """Refuse whole numbers beyond int64 that float64 does not hold."""
-    if text is not None and numbers.dtype == pl.Float64 and text.drop_nulls().str.contains(r"^[+-]?[0-9]+$").all():
-        dtypes.exactly([None if cell is None else int(cell) for cell in text], lambda i: f"{what}, row {i}")
+    if text is None or numbers.dtype != pl.Float64 or not text.drop_nulls().str.contains(r"^[+-]?[0-9]+$").all():
+        return
+    if text.str.len_bytes().max() > 400:  # type: ignore[operator]
+        raise InputError(f"{what}: got a number of more than 400 digits, want numbers that float64 holds")
+    dtypes.exactly([None if cell is None else int(cell) for cell in text], lambda i: f"{what}, row {i}")
 
 
 def _unmarked(text: pl.Series, decimal: str) -> pl.Series | None:
@@ -143,9 +146,8 @@ def _decimal_mark(
     for names in (numbers, [name for name in kept if name in numbers]):  # what is left out has a say, and no veto
         both = [d for d in ".," if all(d in numbers[name] for name in names)]
         if both:
-            return (
-                both[0] if len(both) == 1 else _either(cells, [n for n in names if plain[n] is None], separator, what)
-            )
+            marked = [name for name in names if plain[name] is None and name in kept]
+            return both[0] if len(both) == 1 else _either(cells, marked, separator, what)
     point, comma = (next(n for n in kept if numbers.get(n) == [d]) for d in ".,")
     first = {
         n: next(c for c in cells[n] if c and not re.match(_PATTERNS[d], c)) for n, d in ((point, ","), (comma, "."))

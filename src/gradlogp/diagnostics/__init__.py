@@ -12,7 +12,7 @@ from gradlogp.diagnostics.compare import (
     split_half,
 )
 from gradlogp.diagnostics.curl import Curl, CurlLevel, curl
-from gradlogp.diagnostics.dependence import MIN_GROUPS, as_groups, correlation_length
+from gradlogp.diagnostics.dependence import MIN_GROUPS, as_groups, blocks_of_units, correlation_length
 from gradlogp.diagnostics.estimates import Z_THRESHOLD, Bracket, Estimate
 from gradlogp.diagnostics.floor import floor, gaussian_floor
 from gradlogp.diagnostics.identities import Equivalence, SelfCheck, equivalence, self_check
@@ -62,6 +62,7 @@ __all__ = [
     "SteinBase",
     "SteinTest",
     "as_groups",
+    "blocks_of_units",
     "calibration",
     "chain",
     "compare",

@@ -21,6 +21,7 @@ _N_RUNS = 20
 _FEW = 20  # rows in which an order can hardly be seen
 _NEAR = 1 / 30  # of the distance to the second nearest row
 _MOST_ROWS = 1000  # whose neighbors are looked for
+_MOST_NUMBERS = 10**9  # differences of numbers that it may take
 _COPIES = 5  # of a row that are looked for
 _MOST_KURTOSIS = 5.0  # of ranks: a column with few rows of another value shows no order
 
@@ -103,12 +104,16 @@ def near_repeats(x: Tensor, generator: torch.Generator) -> tuple[int, int]:
     A row nearly repeats j others, j up to 5, that are 30 times nearer than the next one. Among draws of a density in d
     dimensions (d_j/d_{j+1})^(jd) is uniform, whatever the density, where the rows are dense: 30^−d of the rows look so
     by chance, d being ln 2/ln median(d₂/d₁) less two standard errors, at least 1 (Facco, d'Errico, Rodriguez and Laio
-    2017), and their pairs are nearly a Poisson number. Equal rows count once, and at most 1000 are looked at.
+    2017), and their pairs are nearly a Poisson number. Equal rows count once; at most 1000 are looked at, among as many
+    as a second or two allows.
     """
-    distinct = x.detach().flatten(1).double().unique(dim=0)
+    width = max(1, math.prod(x.shape[1:]))
+    looked = min(_MOST_ROWS, max(_FEW, math.isqrt(_MOST_NUMBERS // width)))
+    some = torch.randperm(len(x), generator=generator, device=generator.device)[: _MOST_NUMBERS // (looked * width)]
+    distinct = x.detach()[some.to(x.device)].flatten(1).double().unique(dim=0)
     if len(distinct) < _FEW:
         return 0, len(distinct)
-    order = torch.randperm(len(distinct), generator=generator, device=generator.device)[:_MOST_ROWS]
+    order = torch.randperm(len(distinct), generator=generator, device=generator.device)[:looked]
     some = distinct[order.to(x.device)]
     near = torch.cat([_nearest(part, distinct) for part in some.split(100)])[:, 1:]
     ratio = near[:, :-1] / near[:, 1:]

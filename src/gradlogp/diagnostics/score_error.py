@@ -116,7 +116,9 @@ def score_error(
         _bracketed(measure(model, rows, kernel, comparisons, n, generator), kernel, rows, len(levels))
         for kernel in levels
     ]
-    repeats = len(x_test) - len(torch.unique(x_test.flatten(1), dim=0))
+    flat = x_test.flatten(1).double()
+    apart = torch.arange(len(flat), device=flat.device) if rows.unit is None else rows.unit.to(flat.device)
+    repeats = len(torch.cat([flat, apart[:, None]], 1).unique(dim=0)) - len(flat.unique(dim=0))  # in different units
     return ScoreError(tuple(found), len(x_test), n * len(x_test), repeats, rows.n_units, rows.cautions)
 
 

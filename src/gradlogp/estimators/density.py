@@ -148,8 +148,8 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             X: numpy array or tensor ``(N, *event)``, or a pandas or polars frame of numbers; at least 10 rows.
             y: ignored.
             groups: one label a row, as of the patient or the day it is from: rows of one group are held out together,
-                so that what is measured on held-out rows holds for new groups. Copies of a row always are. Without
-                groups, rows that are correlated in their order are told of in :attr:`score_error_`.
+                so that what is measured on held-out rows holds for new groups. Without groups copies of a row are,
+                and rows that are correlated in their order are told of in :attr:`score_error_`.
 
         Raises:
             InputError: parameters or data that cannot be used, or a self-check that fails.

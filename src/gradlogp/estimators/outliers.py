@@ -54,32 +54,29 @@ class Unseen:
         """The log-density that a share of new rows is expected to be below: the conformal quantile.
 
         A new row is equally likely to be at each rank among n others, so that c(n + 1) of these are below the threshold
-        for a share of c (Vovk, Gammerman and Shafer 2005); between two rows it is interpolated.
+        for a share of c (Vovk, Gammerman and Shafer 2005); between two rows it is interpolated. Rows of one label share
+        the weight of one row.
 
         Raises:
             InputError: a share below 1/(n + 1), which n rows cannot show.
         """
-        values, n = self._values().sort().values, self.n_independent
+        values, n = self._values(), self.n_independent
         if share * (n + 1) < 1:
             raise InputError(
                 f"contamination: got {share:g} with {n} unseen rows, want at least {1 / (n + 1):.3g}, or a fit with it"
             )
-        rank = min(share * len(values) * (n + 1) / n, len(values) - 1)
-        k = math.floor(rank)
-        low, high = values[k - 1].item(), values[k].item()
-        return low + (rank - k) * (high - low)
+        order = values.argsort()
+        _, index, counts = self.labels.unique(return_inverse=True, return_counts=True)
+        rank = (1 / counts.double())[index][order].cumsum(0)
+        return float(np.interp(share * (n + 1), rank.numpy(), values[order].numpy()))
 
     def share(self, asked: float) -> Estimate:
         """The share of new rows below the threshold, and its standard error over the rows that placed it.
 
-        √(c(1 − c)/(n + 2)), as of the order statistic. For rows with copies or groups, times √(Σ_g s_g²/Σ_i s_i²) with
-        s_i = 1[row i is below] − c and s_g its sum over a group.
+        √(c(1 − c)/(n + 2)), as of the order statistic, with n as if rows of one label were all alike.
         """
-        values, n = self._values(), len(self._values())
-        s = (values <= self.threshold(asked)).double() - asked
-        _, index = self.labels.unique(return_inverse=True)
-        together = s.new_zeros(self.n_independent).index_add_(0, index, s).square().sum() / s.square().sum()
-        return Estimate(asked, math.sqrt(asked * (1 - asked) / (n + 2) * max(1.0, together.item())))
+        self._values()
+        return Estimate(asked, math.sqrt(asked * (1 - asked) / (self.n_independent + 2)))
 
     def _values(self) -> Tensor:
         if self.log_prob is None:
@@ -141,6 +138,8 @@ def _cross_fitted(est: ScoreDensity, again: Again, most: int, generator: torch.G
     for f in range(n_folds):
         chosen = (fold == f).nonzero().squeeze(1)
         rest, part = again.z[fold != f], again.z[chosen]
+        if len(rest) < len(part):  # one group is most of the rows
+            continue
         model = put_together(est.network_, closed_form(rest, est.energy), f).to(rest).eval()
         if again.n_steps > 0:
             for _ in train(model, rest, part, levels=again.levels, recipe=recipe, generator=generator):

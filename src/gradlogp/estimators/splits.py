@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from gradlogp._shapes import InputError
 from gradlogp.data import Grid
-from gradlogp.diagnostics import MIN_GROUPS, as_groups
+from gradlogp.diagnostics import MIN_GROUPS, as_groups, blocks_of_units
 from gradlogp.estimators.units import Array
 
 Labels = NDArray[np.intp]
@@ -24,10 +23,11 @@ BY_CHANCE = 10.0  # times as many ties as independent columns would give: more a
 
 
 def row_labels(values: Array, grid: Grid, groups: Any = None) -> Labels:
-    """Label the rows that must not be split: one label for copies of a row, and for all rows of a group.
+    """Label the rows that must not be split: those of one group if groups are given, else copies of a row.
 
-    Rows of few possible values, as of counts and grades, tie by chance. Ties are called copies where there are more
-    than 10 times as many as columns with these values would give if they were independent.
+    Rows of few possible values, as of counts and grades, tie by chance. Ties are called copies where some column has
+    more than 20 values and there are more than 10 times as many ties as columns with these values would give if they
+    were independent.
 
     Args:
         values: ``(N, *event)``.
@@ -37,14 +37,8 @@ def row_labels(values: Array, grid: Grid, groups: Any = None) -> Labels:
     Raises:
         InputError: not one label a row, or one group only.
     """
-    labels = _copies(values.reshape(len(values), -1), grid)
     named = as_groups(groups, len(values))
-    if named is None:
-        return labels
-    ones = np.ones(len(labels), dtype=bool)
-    size = labels.max() + 1
-    links = coo_array((ones, (labels, size + named.numpy())), shape=(size + int(named.max()) + 1,) * 2)
-    return np.unique(connected_components(links, directed=False)[1][labels], return_inverse=True)[1]
+    return _copies(values.reshape(len(values), -1), grid) if named is None else named.numpy()
 
 
 def _copies(rows: Array, grid: Grid) -> Labels:
@@ -55,9 +49,14 @@ def _copies(rows: Array, grid: Grid) -> Labels:
     labels, atom = labels.reshape(-1), counts > max(MANY, ATOM * n)
     labels = np.where(atom[labels], len(counts) + own, labels)
     tied = float((counts[~atom] * (counts[~atom] - 1.0)).sum())
-    if tied == 0 or tied <= BY_CHANCE * n * (n - 1) * _tie_by_chance(rows, grid):
+    if tied == 0 or _few_values(rows, grid) or tied <= BY_CHANCE * n * (n - 1) * _tie_by_chance(rows, grid):
         return own
     return np.unique(labels, return_inverse=True)[1]
+
+
+def _few_values(rows: Array, grid: Grid) -> bool:
+    """Whether every column is constant or on a grid with 20 values at most: such rows tie however they depend."""
+    return all(axis.gridded and len(np.unique(column)) <= MANY for column, axis in zip(rows.T, grid.axes, strict=True))
 
 
 def _tie_by_chance(rows: Array, grid: Grid) -> float:
@@ -75,7 +74,8 @@ def deal(labels: Labels, first: int, generator: torch.Generator) -> tuple[Tensor
 
     Args:
         labels: whole numbers from 0 on, one a row.
-        first: rows wanted before the cut; more, up to the last of their label, and for four labels where there are 12.
+        first: rows wanted before the cut. Labels that would make it more than twice as many are passed over; where
+            labels are groups, four are wanted if there are 12.
         generator: source of the shuffle.
 
     Raises:
@@ -86,21 +86,24 @@ def deal(labels: Labels, first: int, generator: torch.Generator) -> tuple[Tensor
     if len(counts) < 2:
         raise InputError("X: got copies of one row, or one group, want at least 2 to hold one out")
     shuffled = torch.randperm(len(counts), generator=generator, device=device).cpu()
+    least = min(MIN_GROUPS, len(counts) // 3) if len(counts) < len(labels) else 1
+    most = max(2 * first, math.ceil(least * len(labels) / len(counts)))
+    taken, n = torch.zeros(len(counts), dtype=torch.bool), 0
+    for label in shuffled.tolist():
+        if n >= first and int(taken.sum()) >= least:
+            break
+        if n + int(counts[label]) <= most:
+            taken[label], n = True, n + int(counts[label])
+    if n == 0:
+        taken[counts.argmin()], n = True, int(counts.min())
     rank = torch.empty_like(shuffled)
     rank[shuffled] = torch.arange(len(shuffled))
-    order = torch.argsort(rank[torch.from_numpy(labels)], stable=True)
-    ends = counts[shuffled].cumsum(0)[:-1]
-    least = min(MIN_GROUPS, len(counts) // 3) - 1 if len(counts) < len(labels) else 0
-    return order.to(device), int(ends[min(max(int(torch.searchsorted(ends, first)), least), len(ends) - 1)])
+    rank = torch.where(taken, rank, rank + len(rank))
+    return torch.argsort(rank[torch.from_numpy(labels)], stable=True).to(device), n
 
 
 def folds(labels: Labels, n_folds: int, generator: torch.Generator) -> Tensor:
     """Deal rows into folds of about equal size, equal labels into one: the fold of each row, ``(N,)``."""
-    order, _ = deal(labels, 1, generator)
-    label = torch.from_numpy(labels)[order.cpu()]
-    position = torch.arange(len(label))
-    first = torch.cat([torch.ones(1, dtype=torch.bool), label[1:] != label[:-1]])
-    start = torch.cummax(torch.where(first, position, 0), 0).values
-    fold = torch.empty_like(label)
-    fold[order.cpu()] = (start * n_folds) // len(label)
-    return fold
+    n_labels = int(labels.max()) + 1
+    order = torch.randperm(n_labels, generator=generator, device=generator.device).cpu()
+    return blocks_of_units(order, torch.from_numpy(labels), min(n_folds, n_labels))

@@ -43,9 +43,10 @@ class Units:
             InputError: values, or standard deviations, that float64 or the unit asked for cannot hold.
         """
         offset, spread = _moments(values)
-        _refuse(
-            np.abs(values).max(0) > LARGEST, schema, f"values beyond {LARGEST:g}", "the column divided by a constant"
-        )
+        huge: NDArray[np.bool_] = np.abs(values) > LARGEST
+        row = int(huge.reshape(len(huge), -1).any(1).argmax())
+        want = "the column divided by a constant, or that row left out"
+        _refuse(np.asarray(huge.any(0)), schema, f"a value beyond {LARGEST:g} at row {row}", want)
         _refuse(
             (spread > 0) & (spread < 1 / LARGEST), schema, f"a standard deviation below {1 / LARGEST:g}",
             "the column multiplied by a constant, or dropped",

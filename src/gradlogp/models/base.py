@@ -82,9 +82,13 @@ class ScoreModel(nn.Module, ABC):
 
 def _in_own_dtype(method: Callable[..., Any]) -> Callable[..., Any]:
     """A method of a model and rows, that computes in the model's dtype and answers in that of the rows."""
+    name = next(itertools.islice(inspect.signature(method).parameters, 1, None), "x_t")
 
     @functools.wraps(method)
-    def asked(self: ScoreModel, x_t: Batch, *args: Any, **options: Any) -> Any:
+    def asked(self: ScoreModel, *args: Any, **options: Any) -> Any:
+        if not args and name not in options:
+            return method(self, **options)  # Python's own error for an argument that is missing
+        x_t, args = (args[0], args[1:]) if args else (options.pop(name), args)
         own = self.own_number()
         if not isinstance(x_t, Tensor) or own is None or not x_t.is_floating_point():
             return method(self, x_t, *args, **options)

@@ -129,9 +129,10 @@ class OnReference(ScoreModel):
         return self.gate[right - 1] * (1 - share) + self.gate[right] * share
 
     def _c_noise(self, kernel: Kernel, x_t: Batch) -> Tensor:
-        alpha, sigma = columns(kernel, x_t)
-        ratio = (sigma / (alpha * self.skip.data_scale).clamp_min(torch.finfo(x_t.dtype).tiny)).clamp(1e-6, 1e6)
-        return ratio.log().reshape(-1).expand(len(x_t))
+        wide = x_t.to(torch.promote_types(x_t.dtype, torch.float32))  # half precision does not hold 10^±6
+        alpha, sigma = columns(kernel, wide)
+        ratio = (sigma / (alpha * self.skip.data_scale).clamp_min(torch.finfo(wide.dtype).tiny)).clamp(1e-6, 1e6)
+        return ratio.log().to(x_t.dtype).reshape(-1).expand(len(x_t))
 
 
 class Preconditioned(OnReference):

@@ -182,7 +182,8 @@ class _Run:
             )
         if given is None:
             as_count(x_or_n)
-        low_precision = given.dtype if given is not None and given.dtype in LOW_PRECISION else None
+        asked = x_or_n.dtype if isinstance(x_or_n, Tensor) else None
+        low_precision = asked if asked in LOW_PRECISION else None
         flow = Field(model, process, low_precision)
         event_shape = event_shape_of(model, event_shape, given)
         if step is None and grid is None:

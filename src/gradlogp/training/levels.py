@@ -271,7 +271,9 @@ def largest_level(rows: Batch, gaussian: GaussianReference) -> float:
 def smallest_level(rows: Batch, gaussian: GaussianReference, steps: Tensor | None = None) -> float:
     """1/100 of the Fisher scale of the rows; at least what rounding to the finest grid, or to float32, wipes out."""
     spread = rows.flatten(1).double().std(0)
-    narrowest = spread[spread > 0].min().item()
+    varies = spread > 0  # a constant has no end of information
+    rows, narrowest = rows.flatten(1)[:, varies], spread[varies].min().item()
+    steps = None if steps is None else steps.flatten()[varies.to(steps.device)]
     least = LEAST * narrowest
     if steps is not None and bool((steps > 0).any()):
         least = max(least, OF_A_STEP * steps[steps > 0].min().item())
