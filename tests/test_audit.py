@@ -228,7 +228,7 @@ def test_rows_that_depend_on_each_other_are_told(good):
     error = replace(good.score_error, cautions=(told,), n_independent=20)
     s = replace(good, score_error=error).sentences
     assert told in s.not_good
-    assert s.to_try.startswith("To try: give groups")
+    assert s.to_try.startswith("To try: shuffle rows that were only sorted; give groups")
     assert "draws, in what these" in replace(good, score_error=error).to_html()
     assert "a part rarer than 15 % may be unseen" in error.seen
     assert replace(good, score_error=error).to_json()["cautions"] == [told]

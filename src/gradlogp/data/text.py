@@ -35,7 +35,7 @@ def parse_csv(raw: bytes, what: str, choice: Choice | None = None) -> tuple[pl.D
         InputError: for bytes that are not UTF-8, no rows, ragged rows, names that are blank or come twice, and text.
     """
     try:
-        return _parse(_decode(raw, what), what, choice or Choice())
+        return _parse(_decode(raw, what), what, Choice() if choice is None else choice)
     except csv.Error as error:  # such as a quote that is never closed
         raise InputError(f"{what}: got csv that cannot be parsed ({error}), want a table of numbers") from None
 

@@ -230,7 +230,7 @@ def _known_level(columns: Tensor, known_floor: Estimate | None, kernel: Kernel, 
     return LevelError(
         kernel=kernel,
         dsm=dsm,
-        floor=_both(known_floor or least),
+        floor=_both(least if known_floor is None else known_floor),
         error=_both(error),
         size=_both(size),
         r2=_both(r2),

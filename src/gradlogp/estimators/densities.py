@@ -35,7 +35,7 @@ def log_prob(
     Of the estimator's model, or of another in the same units and at the same levels.
     """
     generator = generator_from(est.random_state if state is None else state, device_from(est.device))
-    model, levels, parts = (model or est.model_).to(generator.device), est.levels_, []
+    model, levels, parts = (est.model_ if model is None else model).to(generator.device), est.levels_, []
     ends = {"sigma_min": float(levels.sigma_min), "sigma_max": float(levels.sigma_max)}
     try:
         with est._bar(what, len(z)) as bar:
