@@ -77,7 +77,8 @@ def test_fit_measures_the_error_on_its_held_out_rows(est, monkeypatch):
     assert np.ptp(np.diff(np.log(sigma))) < 1e-9
     seen = []
 
-    def watched(model, reference, rows, kernels, n_noise, generator):
+    def watched(model, reference, rows, kernels, groups, n_noise, generator):
+        assert groups is None
         seen.append((reference, rows, score_error(model, reference, rows, kernels[:1], generator=generator)))
         return seen[-1][-1]
 
