@@ -230,7 +230,6 @@ def test_levels(est, use, kind):
 ZERO_LEVELS = {
     "kernel": lambda: kernels.Gaussian(0),
     "kernels": lambda: kernels.Gaussian(torch.tensor([1.0, 0.0])),
-    "levels": lambda: samplers.given([1.0, 0.5, 0.0]),
     "range": lambda: training.NoiseLevels(0.0, 1.0),
 }
 

@@ -278,10 +278,10 @@ def test_a_bar_on_a_terminal(home, tmp_path, capsys, monkeypatch):
     [
         (["nowhere", "test.parquet"], "nowhere: no such folder, want a saved model"),
         (["model", "nowhere.csv"], "nowhere.csv"),
-        (["model", "other.csv"], "DATA: got no column"),
+        (["model", "other.csv"], "other.csv: got no column"),
         (["model", "few.csv"], "DATA: got 7 rows, want at least 8"),
-        (["model", "test.parquet", "--train", "other.csv"], "--train: got no column"),
-        (["model", "train.csv", "--train", "train.csv"], "held-out rows: got 100 that are all among the training rows"),
+        (["model", "test.parquet", "--train", "other.csv"], "other.csv: got no column"),
+        (["model", "train.csv", "--train", "train.csv"], "DATA: got 100 that are all among the training rows"),
         (["model", "test.parquet", "--out", "few.csv"], "few.csv: is a file, want a folder for the report"),
         (["model", "test.parquet", "--out", "no/folder"], "does not exist"),
         (["model", "test.parquet", "--levels", "1"], "--levels: got 1, want at least 2"),
