@@ -24,7 +24,7 @@ import torch
 from jaxtyping import config as jaxtyping_config
 from sklearn.exceptions import NotFittedError
 
-from gradlogp import InputError, ScoreDensity, kernels, samplers, training
+from gradlogp import InputError, ScoreDensity, kernels, training
 from gradlogp.cli import main
 
 QUICK = {"n_steps": 2, "width": 4, "depth": 1, "device": "cpu", "random_state": 0, "verbose": False}
