@@ -357,5 +357,5 @@ def test_the_command_writes_its_log_densities(fitted, tmp_path, capsys):
     ScoreDensity(n_steps=1, width=4, depth=1, random_state=0, verbose=False).fit(X[:60]).save(tmp_path / "free")
     assert main(["logprob", str(tmp_path / "free"), *call[2:], "--unnormalised", "0.4"]) == 2
     err = capsys.readouterr().err
-    assert "want one fitted with energy=True" in err
+    assert "want one fitted with --energy" in err
     assert err.count("\n") == 1
