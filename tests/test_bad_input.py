@@ -6,7 +6,6 @@ In Python it is an ``InputError``, on the command line exit code 2 and one line 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import pickle
@@ -23,6 +22,7 @@ import scipy.sparse
 import torch
 from jaxtyping import config as jaxtyping_config
 from sklearn.exceptions import NotFittedError
+from tampering import edit_config, seal
 
 from gradlogp import InputError, ScoreDensity, kernels, training
 from gradlogp.cli import main
@@ -268,15 +268,8 @@ def test_rows(est, use, kind):
 
 
 def edit(change):
-    """Change the configuration."""
-
-    def make(folder: Path) -> None:
-        path = folder / "config.json"
-        entry = json.loads(path.read_text(encoding="utf-8"))
-        change(entry)
-        path.write_text(json.dumps(entry), encoding="utf-8")
-
-    return make
+    """Change the configuration, and make its hash right."""
+    return lambda folder: edit_config(folder, change)
 
 
 def weights(change):
@@ -285,6 +278,7 @@ def weights(change):
     def make(folder: Path) -> None:
         path = folder / "model.safetensors"
         path.write_bytes(change(path.read_bytes()))
+        seal(folder)
 
     return make
 
@@ -323,9 +317,9 @@ MODELS = {
     "a list": (config_text("[1, 2]"), "not the configuration"),
     "another library's": (config_text('{"model_type": "bert"}'), "not the configuration"),
     "another format": (edit(lambda c: c.update(format="pickle")), "not the configuration"),
-    "a later version": (edit(lambda c: c.update(format_version=2)), "format version 2, want 1"),
-    "no version": (edit(lambda c: c.pop("format_version")), "format version None, want 1"),
-    "width changed": (edit(lambda c: c["network"].update(width=5)), "does not fit together", "size mismatch"),
+    "a later version": (edit(lambda c: c.update(format_version=3)), "format version 3, want 2"),
+    "no version": (edit(lambda c: c.pop("format_version")), "format version None, want 2"),
+    "width changed": (edit(lambda c: c["network"].update(width=5)), "does not fit together", "first.weight"),
     "width no number": (edit(lambda c: c["network"].update(width="5")), "does not fit together"),
     "depth changed": (edit(lambda c: c["network"].update(depth=2)), "does not fit together"),
     "network unknown": (edit(lambda c: c["network"].update(layers=2)), "does not fit together"),
@@ -342,7 +336,7 @@ MODELS = {
     "levels reversed": (edit(lambda c: c["levels"].update(sigma_min=9.0, sigma_max=1.0)), "sigma_min < sigma_max"),
     "levels NaN": (edit(lambda c: c["levels"].update(sigma_min=math.nan)), "NaN"),
     "levels infinite": (edit(lambda c: c["levels"].update(sigma_max=math.inf)), "Infinity"),
-    "levels text": (edit(lambda c: c["levels"].update(sigma_min="x")), "sigma_min: got 'x'"),
+    "levels text": (edit(lambda c: c["levels"].update(sigma_min="x")), "sigma_min 'x'"),
     "no levels": (edit(lambda c: c.pop("levels")), "levels"),
     "grid of fewer columns": (edit(lambda c: c["grid"].pop()), "grid"),
     "grid reversed": (edit(lambda c: c["grid"][0].update(low=1, high=0, offset=0)), "grid"),

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pandas as pd
 import polars as pl
 import pytest
 from sklearn.datasets import load_wine
+from tampering import edit_config
 
 from gradlogp import ScoreDensity, __version__, estimators
 from gradlogp.cli import main
@@ -363,7 +365,7 @@ def test_info_is_a_table(home, capsys):
     out, err = run(capsys, "info", home / "model")
     assert err == ""
     for line in (
-        r"format +gradlogp model, version 1$",
+        r"format +gradlogp model, version 2$",
         r"rows +4 columns, as polars$",
         r"  column +age +int64, 18 to 79, in steps of 1, σ = 1 is [\d.]+$",
         r"  column +income +float64, .* continuous, ",
@@ -375,6 +377,20 @@ def test_info_is_a_table(home, capsys):
         r"network +[\d,]+ parameters, width 8, depth 1$",
     ):
         assert re.search(f"^{line}", out, re.MULTILINE), line
+
+
+def test_names_do_not_talk_to_the_terminal(home, tmp_path, capsys):
+    """A column called "bell, clear the screen"."""
+    model = shutil.copytree(home / "model", tmp_path / "m")
+    edit_config(model, lambda c: c["schema"].update(columns=["a\x07\x1b[2J", *c["schema"]["columns"][1:]]))
+    out, _ = run(capsys, "info", model)
+    assert "a\\x07\\x1b[2J" in out
+    assert "\x1b" not in out
+    (tmp_path / "rows.csv").write_text("q\x1b[2J\n1\n")
+    assert main(["logprob", str(model), str(tmp_path / "rows.csv"), "--out", str(tmp_path / "o.csv")]) == 2
+    err = capsys.readouterr().err
+    assert "\x1b" not in err
+    assert err.count("\n") == 1
 
 
 def test_info_shows_the_first_of_many_columns_and_a_shared_unit(tmp_path, capsys):

@@ -12,6 +12,7 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
+from tampering import edit_config
 
 from gradlogp import InputError, ScoreDensity, audit
 from gradlogp.cli import main
@@ -120,25 +121,23 @@ def test_infinite_ends_come_back(est):
     assert diagnosis.to_json(back) == entry
 
 
-def test_models_saved_without_an_error_are_loaded(home, tmp_path, capsys):
+def test_models_without_an_error_are_loaded(home, tmp_path, capsys):
     ScoreDensity.load(home / "model").save(tmp_path / "m")
-    config = json.loads((tmp_path / "m" / "config.json").read_text())
-    del config["score_error"], config["held_out_rows"]
-    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
-    old = ScoreDensity.load(tmp_path / "m")
-    assert old.score_error_ is None
-    assert old.n_held_out_ is None
+    edit_config(tmp_path / "m", lambda c: c.update(score_error=None))
+    few = ScoreDensity.load(tmp_path / "m")
+    assert few.score_error_ is None
     _, out, _ = run(capsys, "info", tmp_path / "m")
-    assert "not measured in fit: see gradlogp diagnose" in out
-    old.save(tmp_path / "again")
+    assert "to measure: see gradlogp diagnose" in out
+    few.save(tmp_path / "again")
     ScoreDensity.load(tmp_path / "again")
 
 
 def test_an_error_that_is_no_error_is_refused(home, tmp_path):
     ScoreDensity.load(home / "model").save(tmp_path / "m")
     config = json.loads((tmp_path / "m" / "config.json").read_text())
-    for wrong in ([], {"levels": 3}, "text", config["score_error"] | {"levels": [{"sigma": -1}]}):
-        (tmp_path / "m" / "config.json").write_text(json.dumps(config | {"score_error": wrong}))
+    error = config["score_error"]
+    for wrong in ([], {"levels": 3}, "text", error | {"levels": [{"sigma": -1}]}, error | {"n_independent": "many"}):
+        edit_config(tmp_path / "m", lambda c, wrong=wrong: c.update(score_error=wrong))
         with pytest.raises(InputError, match="does not fit together"):
             ScoreDensity.load(tmp_path / "m")
 

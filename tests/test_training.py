@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from gradlogp import InputError, ScoreDensity
+from gradlogp import InputError
 from gradlogp.kernels import Gaussian
 from gradlogp.models import GaussianReference, MarginalReference, Preconditioned
 from gradlogp.networks import ResidualMLP
@@ -295,22 +294,6 @@ def test_bad_rows_and_a_loss_that_blows_up_are_said_in_one_line(g):
     with pytest.raises(InputError, match="not finite at step"):
         list(train(model, x, x[:20], levels=NoiseLevels(0.1, 5.0), recipe=recipe, generator=g))
     assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
-
-
-def test_a_model_saved_before_records_told_what_is_left_still_loads(g, tmp_path):
-    """The loss is then the bound on the score error, as with one reference, and the floor at least 0."""
-    est = ScoreDensity(n_steps=3, width=8, depth=1, device="cpu", random_state=0, verbose=False)
-    est.fit(torch.randn(30, 2, generator=g).numpy()).save(tmp_path / "m")
-    path = tmp_path / "m" / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    for entry in config["history"]:
-        for name in ("left", "left_stderr", "floor", "floor_stderr"):
-            assert math.isfinite(entry.pop(name))
-    path.write_text(json.dumps(config), encoding="utf-8")
-    old, new = ScoreDensity.load(tmp_path / "m").history_, est.history_
-    assert [(r.step, r.held_out, r.best) for r in old] == [(r.step, r.held_out, r.best) for r in new]
-    assert all((r.left, r.left_stderr) == (r.held_out, r.held_out_stderr) for r in old)
-    assert all(r.floor == r.floor_stderr == 0 for r in old)
 
 
 class Fixed(torch.nn.Module):

@@ -43,7 +43,12 @@ def mistake(error: Exception) -> str | None:
         if not isinstance(error, InputError):
             return None
         message = _in_words_of_the_command(str(error))
-    return " ".join(message.split())
+    return plain(" ".join(message.split()))
+
+
+def plain(text: str) -> str:
+    """Text for a terminal: what a name in a file may tell it to do is shown instead."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 # what a message says of Python, as the command line has it

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradlogp.cli.mistakes import plain
+
 if TYPE_CHECKING:
     from gradlogp.data import Table
     from gradlogp.estimators import ScoreDensity
@@ -94,13 +96,13 @@ def told(records: Iterable[Record], silent: bool) -> Iterator[Record]:
 def say(args: argparse.Namespace, line: str) -> None:
     """Print a line, unless it is to be quiet."""
     if not args.quiet:
-        print(line)
+        print(plain(line))
 
 
 def print_table(rows: Iterable[tuple[str, str]]) -> None:
     """Lines of a name and what it is."""
     for name, text in rows:
-        print(f"{name:<14}{text}")
+        print(plain(f"{name:<14}{text}"))
 
 
 def measured(model: ScoreDensity, told: bool = False) -> Iterator[tuple[str, str]]:
@@ -136,8 +138,7 @@ def _score_error(model: ScoreDensity) -> str:
     if error is not None:
         rows = f"{error.n_rows:,} held-out rows, which also chose when to stop"
         return f"{str(error).removeprefix('score error ')} (95 %, all levels together; {rows})"
-    few = f"too few held-out rows ({n}), or groups of them, to measure"
-    return "not measured in fit: see gradlogp diagnose" if n is None else few
+    return f"too few held-out rows ({n}), or groups of them, to measure: see gradlogp diagnose"
 
 
 def share(model: ScoreDensity) -> str:

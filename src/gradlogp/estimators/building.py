@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from torch import nn
 
 from gradlogp._shapes import Batch
 from gradlogp.models import EnergyModel, GaussianReference, MarginalReference, OnReference, Preconditioned, Reference
@@ -35,6 +36,12 @@ def put_together(network: dict[str, Any], reference: Reference, seed: int = 0) -
     """A model of these sizes on this reference, an energy if that is a Gaussian; weights from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if isinstance(reference, GaussianReference):
-            return EnergyModel(Potential(**network), reference)
-        return Preconditioned(ResidualMLP(**network), reference)
+        made = new_network(network, reference)
+    if isinstance(reference, GaussianReference):
+        return EnergyModel(made, reference)
+    return Preconditioned(made, reference)
+
+
+def new_network(network: dict[str, Any], reference: Reference) -> nn.Module:
+    """A network of these sizes: a potential for a Gaussian alone, of which the model is then an energy."""
+    return Potential(**network) if isinstance(reference, GaussianReference) else ResidualMLP(**network)

@@ -87,9 +87,9 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             standard errors; see :class:`gradlogp.training.Record`.
         self_check_: the check of the losses before the first step.
         score_error_: how far the score is from the true one at 12 levels, on the rows held out in training, which also
-            chose when to stop: :meth:`diagnose` measures it on others. None if they were fewer than 8, or the model was
-            saved by an earlier version. See :class:`gradlogp.diagnostics.ScoreError`.
-        n_held_out_: rows held out in training; None if the model was saved by an earlier version.
+            chose when to stop: :meth:`diagnose` measures it on others. None if they were fewer than 8. See
+            :class:`gradlogp.diagnostics.ScoreError`.
+        n_held_out_: rows held out in training.
         kept_step_: the step of training whose weights were kept; 0 is the closed form before training.
         n_features_in_, feature_names_in_: as in scikit-learn.
 
@@ -198,7 +198,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         error = diagnosis.held_out_error(model, unseen, levels, generator, ordered=ordered)
         self._set_fitted(model.cpu(), table.schema, grid, units, levels, history)
         self.self_check_, self.score_error_ = check, error
-        self.n_held_out_: int | None = len(held_out)
+        self.n_held_out_ = len(held_out)
         self._unseen = unseen
         self._plan(self.model_)
         if self.contamination is not None:
@@ -539,7 +539,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         :attr:`outlier_share_`. Computed when first asked for, or saved, if ``contamination`` is None.
 
         Raises:
-            InputError: a share that is below the resolution of these rows; a model saved by an earlier version.
+            InputError: a share that is below the resolution of these rows.
         """
         unseen = self._measured()
         return unseen.threshold(outliers.asked(self, unseen))

@@ -133,9 +133,9 @@ def from_json(entry: Any) -> ScoreError | None:
         levels=tuple(_level(v) for v in entry["levels"]),
         n_rows=int(entry["n_rows"]),
         n_draws=int(entry["n_draws"]),
-        n_repeats=int(entry.get("n_repeats", 0)),  # not in what earlier versions wrote
-        n_independent=entry.get("n_independent"),
-        cautions=tuple(str(v) for v in entry.get("cautions", ())),
+        n_repeats=int(entry["n_repeats"]),
+        n_independent=None if entry["n_independent"] is None else int(entry["n_independent"]),
+        cautions=tuple(str(v) for v in entry["cautions"]),
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 import numpy as np
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor
 from gradlogp import samplers
 from gradlogp._shapes import InputError
 from gradlogp.data import Grid, Schema
+from gradlogp.data.containers import short
 from gradlogp.diagnostics import Estimate, ScoreError, SelfCheck
 from gradlogp.estimators import diagnosis
-from gradlogp.estimators.building import FADE, put_together
+from gradlogp.estimators.building import FADE, new_network, put_together
 from gradlogp.estimators.outliers import Unseen
 from gradlogp.estimators.units import Units
 from gradlogp.models import GaussianReference, MarginalReference, Marginals, OnReference, Reference
@@ -22,6 +24,13 @@ from gradlogp.training import NoiseLevels, Record
 
 if TYPE_CHECKING:
     from gradlogp.estimators.density import ScoreDensity
+
+MOST_PLANS, MOST_STEPS = 100, 10_000  # of the sampler that are saved, and steps of one
+NETWORK = "network."
+ORTHONORMAL = 1e-3  # as far as float32 goes
+KINDS: dict[type, dict[str, Any]] = {
+    cls: get_type_hints(cls) for cls in (Estimate, NoiseLevels, Record, samplers.Accuracy)
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ class Fitted:
     history: list[Record]
     check: SelfCheck
     error: ScoreError | None
-    n_held_out: int | None
+    n_held_out: int
     unseen: Unseen
 
 
@@ -58,7 +67,7 @@ def parts_of(estimator: ScoreDensity) -> tuple[dict[str, Tensor], dict[str, Any]
         "score_error": diagnosis.to_json(estimator.score_error_),
         "held_out_rows": estimator.n_held_out_,
         "history": [asdict(r) for r in estimator.history_],
-        "sampling": [_plan_to_json(plan) for plan in samplers.kept_plans(estimator.model_) if plan.fitted],
+        "sampling": [_plan_to_json(plan) for plan in _plans(estimator)],
     }
     units = estimator.units_
     tensors = {"units.offset": torch.from_numpy(units.offset), "units.scale": torch.from_numpy(units.scale)}
@@ -67,56 +76,87 @@ def parts_of(estimator: ScoreDensity) -> tuple[dict[str, Tensor], dict[str, Any]
     return tensors | {f"model.{k}": v for k, v in estimator.model_.state_dict().items()}, config
 
 
+def _plans(estimator: ScoreDensity) -> list[samplers.Plan]:
+    return [plan for plan in samplers.kept_plans(estimator.model_) if plan.fitted][-MOST_PLANS:]
+
+
 def fitted_from(tensors: dict[str, Tensor], config: dict[str, Any]) -> Fitted:
-    """Back from :func:`parts_of`.
+    """Back from :func:`parts_of`, with nothing taken on trust.
 
     Raises:
         InputError: parts that do not fit together (or the KeyError, TypeError … that they cause).
     """
-    if any(bool(torch.isnan(v).any()) for v in tensors.values()):
-        raise InputError("weights that are NaN")
+    for name, v in tensors.items():
+        _want(v.dtype == _dtype_of(name), f"{name} of {v.dtype}")
+        _want(bool(v.isfinite().all()) or name.endswith("log_weights"), f"{name} with NaN or infinity")
     network = {**config["network"], "event_shape": tuple(config["network"]["event_shape"])}
     model = _model(tensors, network)
     schema, grid = Schema.from_json(config["schema"]), Grid.from_json(config["grid"])
-    if schema.event_shape != model.event_shape:
-        raise InputError(f"columns of shape {schema.event_shape} for a model of shape {model.event_shape}")
-    for entry in config.get("sampling", []):
-        if "rms_stderr" in entry["accuracy"]:  # an earlier version's is fitted anew when it is needed
-            samplers.keep(model, _plan_from_json(entry, model))
+    _want(schema.event_shape == model.event_shape, f"columns of shape {schema.event_shape} for {model.event_shape}")
+    _want(len(config["sampling"]) <= MOST_PLANS, f"{len(config['sampling'])} plans")
+    for entry in config["sampling"]:
+        samplers.keep(model, _plan_from_json(entry, model))
     units = Units(tensors["units.offset"].numpy(), tensors["units.scale"].numpy())
-    if not units.offset.shape == units.scale.shape == schema.event_shape or len(grid.axes) != units.scale.size:
-        raise InputError(f"units or grid of another shape than {schema.event_shape}")
-    entry = config["self_check"]
-    estimates = {k: Estimate(**entry[k]) for k in ("j_dsm", "j_ism", "residual")}
+    _want(units.offset.shape == units.scale.shape == schema.event_shape, f"units of shape {units.scale.shape}")
+    _want(bool((units.scale > 0).all()), "a unit that is not above 0")
+    _want(len(grid.axes) == units.scale.size, f"{len(grid.axes)} grids for {units.scale.size} coordinates")
+    check = config["self_check"]
+    estimates = {k: _typed(Estimate, check[k]) for k in ("j_dsm", "j_ism", "residual")}
+    history = [_typed(Record, r) for r in config["history"]]
+    _want(any(r.best for r in history), "a history without a best step")
+    n_held_out = config["held_out_rows"]
+    _want(type(n_held_out) is int and n_held_out > 0, f"{short(n_held_out)} held-out rows")
     return Fitted(
         model=model,
         network=network,
         schema=schema,
         grid=grid,
         units=units,
-        levels=NoiseLevels(**config["levels"]),
-        history=[_record(r) for r in config["history"]],
-        check=SelfCheck(half_fisher=entry["half_fisher"], **estimates),
-        error=diagnosis.from_json(config.get("score_error")),  # these are not in every configuration
-        n_held_out=config.get("held_out_rows"),
+        levels=_typed(NoiseLevels, config["levels"]),
+        history=history,
+        check=SelfCheck(half_fisher=_number(check["half_fisher"], "half_fisher"), **estimates),
+        error=diagnosis.from_json(config["score_error"]),
+        n_held_out=n_held_out,
         unseen=_unseen(tensors),
     )
 
 
+T = TypeVar("T")
+
+
+def _typed(cls: type[T], entry: Any) -> T:
+    """A dataclass of numbers and flags from what :func:`dataclasses.asdict` made of it, each entry checked."""
+    kinds = KINDS[cls]
+    _want(isinstance(entry, dict) and set(entry) == set(kinds), f"{short(entry)} for {cls.__name__}")
+    for name, value in entry.items():
+        if kinds[name] is float:
+            _number(value, name)
+        else:
+            _want(type(value) is kinds[name], f"{name} {short(value)}")
+    return cls(**entry)
+
+
+def _number(value: Any, name: str) -> float:
+    _want(type(value) in (int, float) and math.isfinite(value), f"{name} {short(value)}")
+    return float(value)
+
+
+def _want(right: bool, got: str) -> None:
+    if not right:
+        raise InputError(f"got {got}")
+
+
+def _dtype_of(name: str) -> torch.dtype:
+    if name.startswith("model."):
+        return torch.float32
+    return torch.int64 if name == "unseen.labels" else torch.float64
+
+
 def _unseen(tensors: dict[str, Tensor]) -> Unseen:
-    """The log-densities that place the threshold of outliers; earlier versions saved none."""
-    if "unseen.log_prob" not in tensors:
-        return Unseen(None, torch.zeros(0, dtype=torch.long))
+    """The log-densities that place the threshold of outliers."""
     labels, values = tensors["unseen.labels"], tensors["unseen.log_prob"]
-    if values.ndim != 1 or labels.shape != values.shape or not bool(values.isfinite().all()):
-        raise InputError(f"log-densities of unseen rows of shape {tuple(values.shape)}")
+    _want(values.ndim == 1 and labels.shape == values.shape, f"{tuple(values.shape)} log-densities of unseen rows")
     return Unseen(None, labels, values)
-
-
-def _record(entry: dict[str, Any]) -> Record:
-    """A record; one that does not tell what is left bounds it by the loss, over a floor of 0, as with one reference."""
-    told = {"left": entry["held_out"], "left_stderr": entry["held_out_stderr"], "floor": 0.0, "floor_stderr": 0.0}
-    return Record(**(told | entry))
 
 
 def _plan_to_json(plan: samplers.Plan) -> dict[str, Any]:
@@ -127,14 +167,25 @@ def _plan_to_json(plan: samplers.Plan) -> dict[str, Any]:
 def _plan_from_json(entry: dict[str, Any], model: OnReference) -> samplers.Plan:
     frame = samplers.Frame.of(model.reference).like(model.skip.mean[None])
     levels, weights = _doubles(entry["levels"]), tuple(_doubles(a) for a in entry["weights"])
-    if len(levels) != len(weights) + 1 or not bool((levels.diff() < 0).all() and levels[-1] > 0):
-        raise InputError(f"a plan of {len(levels)} levels and {len(weights)} steps")
-    return samplers.Plan(frame, entry["start"], levels, weights, samplers.Accuracy(**entry["accuracy"]))
+    right = levels.ndim == 1 and len(levels) == len(weights) + 1 > 1 and bool((levels.diff() < 0).all())
+    _want(right and bool(levels[-1] > 0), f"a plan of {len(levels)} levels and {len(weights)} steps")
+    _want(all(a.ndim == 1 and 0 < len(a) <= k + 1 for k, a in enumerate(weights)), "weights of a plan that do not fit")
+    start = _number(entry["start"], "start")
+    _want(start >= levels[0].item(), f"a plan that starts at {start:g}")
+    return samplers.Plan(frame, start, levels, weights, _typed(samplers.Accuracy, entry["accuracy"]))
 
 
 def _model(tensors: dict[str, Tensor], network: dict[str, Any]) -> OnReference:
+    """The model; the sizes that the configuration tells are those of the weights, or nothing is made of them."""
     state = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    model = put_together(network, _closed_form(state)).float()
+    reference, depth = _closed_form(state), network["depth"]
+    _want(type(depth) is int and 0 < depth <= len(state), f"depth {short(depth)} for {len(state)} tensors")
+    with torch.device("meta"):
+        sketch = new_network(network, reference).state_dict()
+    there = {k.removeprefix(NETWORK): v.shape for k, v in state.items()}
+    for name, v in sketch.items():
+        _want(there.get(name) == v.shape, f"{name} of shape {tuple(there.get(name, ()))} for {tuple(v.shape)}")
+    model = put_together(network, reference).float()
     model.load_state_dict(state)
     return model.eval()
 
@@ -143,12 +194,20 @@ def _closed_form(state: dict[str, Tensor]) -> Reference:
     """That of an energy, whose Gaussian stands alone, or the Gaussian with marginals."""
     alone = "skip.mean" in state
     name = "skip." if alone else "skip.gaussian."
-    mean, eigenvalues, eigenvectors = (state[name + k] for k in ("mean", "eigenvalues", "eigenvectors"))
+    mean, eigenvalues, v = (state[name + k] for k in ("mean", "eigenvalues", "eigenvectors"))
+    if v.ndim == 2:
+        off = (v.T @ v - torch.eye(v.shape[1])).abs().max().item()
+        _want(off < ORTHONORMAL, f"eigenvectors that are {off:.2g} from orthonormal")
     if alone:
-        return GaussianReference(mean, eigenvalues, eigenvectors, FADE)
-    marginals = Marginals(*(state[f"skip.marginals.{k}"] for k in ("means", "variances", "log_weights")))
-    return MarginalReference(GaussianReference(mean, eigenvalues, eigenvectors), marginals)
+        return GaussianReference(mean, eigenvalues, v, FADE)
+    means, variances, log_weights = (state[f"skip.marginals.{k}"] for k in ("means", "variances", "log_weights"))
+    _want(bool((variances >= 0).all()), "a negative variance of a marginal")
+    mass = log_weights.exp().sum(-1)
+    _want(bool(((mass - 1).abs() < ORTHONORMAL).all()), "weights of a marginal that do not add up to 1")
+    return MarginalReference(GaussianReference(mean, eigenvalues, v), Marginals(means, variances, log_weights))
 
 
-def _doubles(values: list[float]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
+def _doubles(values: Any) -> Tensor:
+    """Finite numbers of a list."""
+    _want(isinstance(values, list) and len(values) <= MOST_STEPS, f"{short(values)} for a list of numbers")
+    return torch.tensor([_number(v, "a number") for v in values], dtype=torch.float64)

@@ -14,6 +14,7 @@ from gradlogp.models.gaussian import GaussianReference
 
 MAX_COMPONENTS = 32
 PSEUDO_COUNT = 0.1  # rows that each unseen point between the smallest and the largest of a discrete column counts for
+MOST_UNSEEN = 0.02  # of new rows, whose value is none of a discrete column's
 _MAX_ROWS = 50_000
 _N_GROUPS, _N_ITERATIONS = 256, 40
 _LEAST = 1e-12  # least variance taken in a quotient, in units of the largest
@@ -173,7 +174,9 @@ class MarginalReference(Reference):
 def _atoms(column: Tensor, limit: int) -> Component | None:
     """The values of a discrete coordinate, with every point of their grid between them; None if it is not discrete.
 
-    Values are atoms only where they repeat: few rows of a continuous column are no atoms.
+    Values are atoms only where they repeat: few rows of a continuous column are no atoms. Nor are values of which new
+    rows will show others, unless all points of their grid are atoms: a new row has an unseen value with a probability
+    of about the share of rows whose value no other has (Good 1953), and no density there.
     """
     values, counts = column.unique(return_counts=True)
     if len(values) > limit or 2 * len(values) > len(column):
@@ -188,6 +191,9 @@ def _atoms(column: Tensor, limit: int) -> Component | None:
             points[k] = values
             weights = torch.full_like(points, PSEUDO_COUNT)
             weights[k] = counts.double()
+            return points, torch.zeros_like(points), weights.log()
+    if int((counts == 1).sum()) > MOST_UNSEEN * len(column):
+        return None
     return points, torch.zeros_like(points), weights.log()
 
 
