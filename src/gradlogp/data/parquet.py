@@ -7,7 +7,9 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import polars as pl
 
 from gradlogp._shapes import InputError
@@ -16,6 +18,8 @@ from gradlogp.data.containers import Parts, places, short, unpack, without_index
 from gradlogp.data.memory import check_room
 from gradlogp.data.schema import Dialect
 from gradlogp.data.source import Source, parts
+
+AT_A_TIME = 2**21  # numbers
 
 
 def read_parquet(source: Source, choice: Choice) -> tuple[Parts, Dialect]:
@@ -37,13 +41,27 @@ def read_parquet(source: Source, choice: Choice) -> tuple[Parts, Dialect]:
     check_room(1.5 * 8 * count * len(kept), source.what, f"{count:,} rows of {len(kept):,} columns")
     taken = {name: pl.col(name) for name in schema if name not in spread}
     taken |= {name: cell for cells in spread.values() for name, cell in cells.items()}
-    with _corrupt(source):
-        frame = rows.select([taken[name].alias(name) for name in kept]).collect()
+    read = [taken[name].alias(name) for name in kept]
+    held = _by_columns(source, rows, read, count)
     said = [
         f"column {short(n)} of lists is columns {short(next(iter(c)))} to {short(list(c)[-1])}"
         for n, c in spread.items()
     ]
-    return replace(unpack(frame, source.what), notes=(*notes, *said, *choice.left_out(names))), Dialect()
+    return replace(held, notes=(*notes, *said, *choice.left_out(names))), Dialect()
+
+
+def _by_columns(source: Source, rows: pl.LazyFrame, read: list[pl.Expr], count: int) -> Parts:
+    """Some columns at a time, so that the numbers are hardly held twice."""
+    values, types, names = np.empty((count, len(read))), list[str](), list[Any]()
+    step = max(1, AT_A_TIME // max(count, 1))
+    for i in range(0, len(read), step):
+        with _corrupt(source):
+            frame = rows.select(read[i : i + step]).collect()
+        part = unpack(frame, source.what)
+        values[:, i : i + step] = part.values
+        types += part.dtypes
+        names += part.columns or ()
+    return Parts("polars", tuple(names), tuple(types), values)
 
 
 def parquet_column(source: Source, column: str) -> pl.Series:
