@@ -6,7 +6,7 @@ import codecs
 import io
 import re
 from collections.abc import Iterator
-from typing import IO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -63,7 +63,7 @@ def blocks(source: Source, encoding: str, size: int = BLOCK) -> Iterator[bytes]:
     """
     held = b""
     with source.open() as file:
-        text = _reader(file, encoding)
+        text: Any = io.TextIOWrapper(file, encoding, newline=None)
         while piece := text.read(max(size, len(held))):
             held += _checked(piece.encode(), source.what)
             if len(held) > 2**28:
@@ -75,10 +75,6 @@ def blocks(source: Source, encoding: str, size: int = BLOCK) -> Iterator[bytes]:
         text.detach()
     if rest := held.rstrip(b"\n"):
         yield rest + b"\n"
-
-
-def _reader(file: IO[bytes], encoding: str) -> io.TextIOWrapper:
-    return io.TextIOWrapper(file, encoding, newline=None)
 
 
 def _checked(block: bytes, what: str) -> bytes:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import os
 import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -66,9 +67,9 @@ def load_labels(path: str | os.PathLike[str], column: str) -> list[Any]:
     Raises:
         InputError: as :func:`load_file` does for the file, and for a column that is not there.
     """
+    if Path(path).is_fifo():
+        raise InputError(f"{shown(path)}: got a pipe, which can be read once, want a file for groups by name")
     found = source(path)
-    if found.held is not None:
-        raise InputError(f"{found.what}: got a pipe, which can be read once, want a file for groups by name")
     if found.extension not in _OF_COLUMNS:
         raise InputError(
             f"{found.what}: got an array, whose columns have no names, want csv or parquet for groups by name"
@@ -87,11 +88,13 @@ def save_file(path: str | os.PathLike[str], values: Numbers, schema: Schema, flo
     held = _frame(values, schema, floating, what) if extension in _OF_COLUMNS else _array(values, schema, floating)
     dialect = replace(schema.dialect, separator="\t") if extension == ".tsv" else schema.dialect
 
-    def write(file: BinaryIO) -> None:
+    def write(file: Any) -> None:
         if not packed:
-            return _WRITERS[extension](held, file, dialect)
-        with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packing:
-            return _WRITERS[extension](held, packing, dialect)
+            _WRITERS[extension](held, file, dialect)
+            return
+        whole = io.BytesIO()
+        _WRITERS[extension](held, whole, dialect)
+        file.write(gzip.compress(whole.getbuffer(), mtime=0))
 
     _replace(Path(os.path.realpath(path)), what, write)
 
@@ -128,7 +131,7 @@ def _array(values: Numbers, schema: Schema, floating: bool) -> NDArray[Any]:
     return array
 
 
-def _write_csv(frame: pl.DataFrame, file: BinaryIO, dialect: Dialect) -> None:
+def _write_csv(frame: pl.DataFrame, file: Any, dialect: Dialect) -> None:
     alone = frame.width == 1 and (dialect.decimal_comma or any(c in frame.columns[0] for c in ",;\t"))
     frame.write_csv(
         file,
@@ -139,19 +142,19 @@ def _write_csv(frame: pl.DataFrame, file: BinaryIO, dialect: Dialect) -> None:
     )
 
 
-def _write_parquet(frame: pl.DataFrame, file: BinaryIO, _: Dialect) -> None:
+def _write_parquet(frame: pl.DataFrame, file: Any, _: Dialect) -> None:
     frame.write_parquet(file)
 
 
-def _write_npy(array: NDArray[Any], file: BinaryIO, _: Dialect) -> None:
+def _write_npy(array: NDArray[Any], file: Any, _: Dialect) -> None:
     np.save(file, array, allow_pickle=False)
 
 
-def _write_npz(array: NDArray[Any], file: BinaryIO, _: Dialect) -> None:
+def _write_npz(array: NDArray[Any], file: Any, _: Dialect) -> None:
     np.savez_compressed(file, x=array)
 
 
-def _replace(path: Path, what: str, write: Callable[[BinaryIO], None]) -> None:
+def _replace(path: Path, what: str, write: Callable[[Any], None]) -> None:
     """Write beside the file, then put it in its place in one step; a failure leaves what was there."""
     _check_place(path, what)
     beside = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp")

@@ -85,6 +85,8 @@ def _by_spaces(text: str) -> bool:
     if len(cells[0]) != width and not named:
         return False
     marks = [mark for mark in SEPARATORS if any(mark in line for line in lines)]
+    if marks == ["\t"]:
+        return len({line.count("\t") for line in lines}) > 1
     return not marks or (marks == [","] and _numbers_by_spaces(rows, lines[1:] or lines))
 
 

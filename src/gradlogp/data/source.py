@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import Any
 
 from gradlogp._shapes import InputError
 from gradlogp.data.containers import short
@@ -41,7 +41,7 @@ class Source:
         return len(self.held) if self.held is not None else self.path.stat().st_size
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[IO[bytes]]:
+    def open(self) -> Iterator[Any]:
         """The bytes from the start, unpacked.
 
         Raises:
@@ -49,7 +49,7 @@ class Source:
         """
         try:
             with io.BytesIO(self.held) if self.held is not None else open(self.path, "rb") as file:
-                yield cast(IO[bytes], gzip.GzipFile(fileobj=file)) if self.packed else file
+                yield gzip.GzipFile(fileobj=file) if self.packed else file
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise InputError(f"{self.what}: got a gz file that is corrupt or cut ({error}), want a whole one") from None
         except OSError as error:
@@ -148,7 +148,7 @@ def _pipe(path: Path, what: str) -> Source:
         return Source(path, what, _magic(file.read(8)) or ".csv", packed, held)
 
 
-def _take(file: IO[bytes], what: str, kind: str, limit: float) -> bytes:
+def _take(file: Any, what: str, kind: str, limit: float | int) -> bytes:
     """All bytes of a file, if they are not more than a limit."""
     taken = io.BytesIO()
     while block := file.read(_STEP):

@@ -73,6 +73,8 @@ def _decoded(source: Source, parse: Callable[[str], Read]) -> Read:
     except UnicodeDecodeError as error:
         got = f"text that is neither UTF-8 nor {_OTHER} (byte {error.object[error.start]:#x})"
         raise InputError(f"{what}: got {got}, want csv saved as UTF-8") from None
+    except InputError as error:
+        raise InputError(f"{error} (read as {_OTHER}: it is not UTF-8)") from None
     except csv.Error as error:
         raise _unparsed(what, str(error)) from None
 
