@@ -67,6 +67,7 @@ FORMS = {  # name of the file: its bytes
     "tabs.txt": CSV.replace(",", "\t").encode(),
     "commas.txt": CSV.encode(),
     "bars.txt": CSV.replace(",", "|").encode(),
+    "bars and decimal commas.txt": b"a|b\n1|2,5\n3|4,0\n-7|1,0e-3\n",
     "spaces.txt": CSV.replace(",", " ").encode(),
     "runs.txt": b"  a    b\n  1    2.5\n  3    4.0\n -7    1e-3  \n",
     "spaces and tabs.txt": b"a \t b\n1 \t 2.5\n3 4.0\n-7 1e-3\n",
@@ -110,6 +111,20 @@ def test_forms_of_files(tmp_path, name):
     assert again.values.tolist() == ROWS
     if not name.lower().endswith((".npy", ".npy.gz")):
         assert nameless or again.schema.columns == table.schema.columns
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_damaged_files_are_read_or_refused_on_one_line(tmp_path, name):
+    r, raw = np.random.default_rng(len(name)), FORMS[name]
+    for i in range(4):
+        damaged = bytearray(raw)
+        if i % 2:
+            del damaged[int(r.integers(0, len(raw))) :]
+        else:
+            damaged[int(r.integers(0, len(raw)))] = r.integers(0, 256)
+        (tmp_path / name).write_bytes(damaged)
+        with contextlib.suppress(InputError):
+            load_file(tmp_path / name)
 
 
 def test_a_file_in_another_encoding_is_said(tmp_path):

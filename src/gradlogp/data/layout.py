@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from gradlogp.data.numerals import is_missing, is_number
 
-SEPARATORS = "\t;,|"
+SEPARATORS = "\t;|,"
 
 
 class Layout(NamedTuple):
@@ -49,7 +49,7 @@ def _preamble(text: str) -> tuple[str, str, str | None]:
 
 
 def _separator(text: str) -> str:
-    """The first mark that comes equally often in each of the first lines, or spaces; else the commonest.
+    """Spaces, or the first of tab, ;, | and comma that comes equally often in each of the first lines, or the commonest.
 
     Below a header it may come once more or less, for row names or at the ends of lines.
     """
@@ -77,6 +77,7 @@ def _by_spaces(text: str) -> bool:
     lines = [line for line in text[:65536].split("\n", 10)[:10] if line.strip()]
     lines = lines[:-1] if len(text) > 65536 and len(lines) > 1 else lines
     cells = [_words(line) for line in lines]
+    lines = [re.sub('"[^"]*"', '""', line) for line in lines]
     rows = cells[1:] or cells
     width = len(rows[0])
     if width < 2 or any(len(row) != width for row in rows) or not any(is_number(cell) for row in rows for cell in row):
@@ -98,8 +99,8 @@ def _numbers_by_spaces(rows: list[list[str]], lines: Sequence[str]) -> bool:
 
 
 def _words(line: str) -> list[str]:
-    """Cells that spaces separate; those in quotes are one."""
-    return re.findall(r'"[^"]*"|[^\s"]+', line)
+    """Cells that spaces separate; what is in quotes is one."""
+    return [cell.strip('"') for cell in re.findall(r'"[^"]*"|[^\s"]+', line)]
 
 
 def row_names(body: str, separator: str) -> bool:
@@ -112,12 +113,13 @@ def row_names(body: str, separator: str) -> bool:
 def _split_first(text: str, separator: str) -> tuple[list[str], str]:
     """The first record, and the text below it."""
     lines = io.StringIO(text)
-    first = next(csv.reader(_trimmed(lines, separator), delimiter=separator, skipinitialspace=separator == " "))
+    first = next(csv.reader(_trimmed(lines, separator), delimiter=separator, skipinitialspace=separator == " "), [])
     return [cell.strip() for cell in first], text[lines.tell() :]
 
 
 def _trimmed(lines: io.StringIO, separator: str) -> Sequence[str] | io.StringIO:
-    return [re.sub(r"[ \t]+", " ", lines.readline().strip())] if separator == " " else lines
+    line = lines.readline().strip() if separator == " " else ""
+    return [re.sub(r'("[^"]*")|[ \t]+', lambda found: found[1] or " ", line)] if separator == " " else lines
 
 
 def _is_data(cells: list[str], body: str, separator: str) -> bool:
