@@ -49,7 +49,7 @@ def _preamble(text: str) -> tuple[str, str, str | None]:
 
 
 def _separator(text: str) -> str:
-    """Spaces, or the first of tab, ;, | and comma that comes equally often in each of the first lines, or the commonest.
+    """Spaces, or the first of tab, ;, | and comma that comes as often in each of the first lines, or the commonest.
 
     Below a header it may come once more or less, for row names or at the ends of lines.
     """
