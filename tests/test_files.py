@@ -28,7 +28,7 @@ import scipy.sparse
 from gradlogp import ScoreDensity
 from gradlogp._shapes import InputError
 from gradlogp.cli import main
-from gradlogp.data import Schema, blocks, load_file, memory, read, save_file, source
+from gradlogp.data import Schema, blocks, load_file, load_labels, memory, read, save_file, source
 
 ROWS = [[1.0, 2.5], [3.0, 4.0], [-7.0, 1e-3]]
 CSV = "a,b\n1,2.5\n3,4.0\n-7,1e-3\n"
@@ -149,7 +149,7 @@ def test_a_file_in_another_encoding_is_said(tmp_path):
 def test_blocks_of_any_size_say_the_same(tmp_path, monkeypatch, text, size):
     (tmp_path / "t.csv").write_bytes(text.encode())
     whole = load_file(tmp_path / "t.csv")
-    monkeypatch.setattr(blocks.blocks, "__defaults__", (size,))
+    monkeypatch.setattr(blocks, "BLOCK", size)
     cut = load_file(tmp_path / "t.csv")
     assert cut.values.tolist() == whole.values.tolist() == ROWS
     assert (cut.schema, cut.notes) == (whole.schema, whole.notes)
@@ -168,10 +168,16 @@ def test_text_of_any_length_and_quotes_within_cells(tmp_path):
     assert load_file(path, drop=["note"]).values.tolist() == [[1], [2]]
     path.write_text(f'note,a\n{inch},1\n"a ""b"", c",2\n6"" pipe,3\n')
     assert load_file(path, drop=["note"]).values.tolist() == [[1], [2], [3]]
+    labels = load_labels(path, "note")
     path.write_text('note,a\nx,1\n"y,2\n' + "z,3\n" * 60_000)
     text = message(load_file, path, drop=["note"])
     assert "cannot be parsed" in text
     assert "begins on line 3" in text
+    assert labels[1:] == ['a "b", c', '6"" pipe']
+    path.write_text('note,a\nx,1\nx "y,z",1\n')
+    assert "3 cells in row 1 (line 3)" in message(load_file, path, drop=["note"])
+    path.write_text('note,a\n"a ""b"", c",1\n')
+    assert load_labels(path, "note") == ['a "b", c']
     path.write_text('note,a\nx,1\n"y"z,2\n')
     assert "line 3" in message(load_file, path, drop=["note"])
 
@@ -282,6 +288,7 @@ def test_objects_that_would_change_are_refused():
     for cell in (odd, Decimal(odd), Fraction(odd), Fraction(2 * odd + 1, 2), Decimal(f"{odd}.5")):
         assert "would change" in message(read, pd.DataFrame({"a": [0.5, cell]}, dtype=object))
     assert "would change" in message(read, pd.DataFrame({"a": pd.Categorical([1, 2**53 + 1])}))
+    assert "1 cell missing" in message(read, pd.DataFrame({"a": pd.Categorical([1, None])}))
 
 
 # -- wide tables

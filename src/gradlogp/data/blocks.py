@@ -54,7 +54,7 @@ def encoding_of(source: Source) -> str:
     return "utf-16-be" if len(even) > 1 and not any(even) and all(odd) else "utf-8"
 
 
-def blocks(source: Source, encoding: str, size: int = BLOCK) -> Iterator[bytes]:
+def blocks(source: Source, encoding: str) -> Iterator[bytes]:
     """The text as UTF-8, each block ending at the end of a row; empty lines at the end of the file are left out.
 
     Raises:
@@ -64,7 +64,7 @@ def blocks(source: Source, encoding: str, size: int = BLOCK) -> Iterator[bytes]:
     held = b""
     with source.open() as file:
         text: Any = io.TextIOWrapper(file, encoding, newline=None)
-        while piece := text.read(max(size, len(held))):
+        while piece := text.read(max(BLOCK, len(held))):
             held += _checked(piece.encode(), source.what)
             if len(held) > 2**28:
                 check_room(4 * len(held), source.what, "a row, or a quote that is not closed, of so many bytes")

@@ -137,8 +137,10 @@ def _begun(source: Source, encoding: str) -> tuple[Layout, Iterator[bytes]]:
     if not start.strip():
         raise InputError(f"{source.what}: got an empty file, want rows of numbers")
     found = layout(start.decode())
-    while not found.body.strip():
+    while not found.body.strip() or re.fullmatch(rb"(?:#[^\n]*\n|\n)*", start):
         more = next(rest, b"")
+        if not more and found.body.strip():
+            break
         if not more:
             raise InputError(f"{source.what}: got a header and no rows, want rows of numbers below it")
         start += more
