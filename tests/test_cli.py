@@ -100,7 +100,7 @@ def test_fit_says_what_it_did(home, tmp_path, capsys):
         r"noise levels +[\d.e+-]+ to [\d.e+-]+, in standard deviations of each column",
         r"training +20 steps in [\d.]+ s, the best after \d+",
         r"held-out loss [\d.]+ ± [\d.e-]+ ",
-        r"score error +too few held-out rows \(6\), or groups of them, to measure$",
+        r"score error +too few held-out rows \(6\), or groups of them, to measure: see gradlogp diagnose$",
         r"self-check +passes: ",
         rf"saved +{re.escape(str(tmp_path / 'm'))}",
         r"next +gradlogp sample .* -n 60 --out new\.csv",
@@ -377,6 +377,15 @@ def test_info_is_a_table(home, capsys):
         r"network +[\d,]+ parameters, width 8, depth 1$",
     ):
         assert re.search(f"^{line}", out, re.MULTILINE), line
+
+
+def test_no_other_output_goes_into_the_folder_of_a_model(home, tmp_path, capsys):
+    """It could not be replaced by the next fit."""
+    model = shutil.copytree(home / "model", tmp_path / "m")
+    for argv in (["sample", model, "-n", "3", "--out", model / "s.csv"], ["demo", "--out", model]):
+        assert main([str(a) for a in argv]) == 2
+        assert "want" in capsys.readouterr().err
+    assert sorted(os.listdir(model)) == ["config.json", "model.safetensors"]
 
 
 def test_names_do_not_talk_to_the_terminal(home, tmp_path, capsys):

@@ -9,7 +9,6 @@ import os
 import time
 from collections import deque
 from decimal import Decimal
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -301,7 +300,7 @@ BAD = {
     "inf": (torch.tensor([[1.0], [-torch.inf]]), ["column 0", "infinite", "row 1"]),
     "nulls only": (pl.DataFrame({"a": [None, None]}), ["'a'", "2 cells missing"]),
     "nulls only, pandas": (pd.DataFrame({"a": [None, None]}, dtype=object), ["'a'", "2 cells missing"]),
-    "objects that are numbers": (pd.DataFrame({"o": [1, None]}, dtype=object), ["'o'", "objects"]),
+    "objects, one missing": (pd.DataFrame({"o": [1, None]}, dtype=object), ["'o'", "1 cell missing", "row 1"]),
     "empty": (np.zeros((0,)), ["1-D"]),
     "no rows": (np.zeros((0, 3)), ["0 rows"]),
     "no rows, frame": (pl.DataFrame({"a": []}, schema={"a": pl.Int64}), ["0 rows"]),
@@ -312,11 +311,14 @@ BAD = {
     "complex": (np.ones((2, 2), complex), ["complex"]),
     "complex tensor": (torch.ones(2, 2, dtype=torch.complex64), ["complex64"]),
     "ragged": ([[1, 2], [3]], ["different lengths"]),
-    "objects": (np.array([[1, None]], dtype=object), ["object"]),
+    "objects": (np.array([[1, [2]]], dtype=object), ["column 1, row 0", "objects", "[2]"]),
+    "objects, missing": (np.array([[1, None]], dtype=object), ["column 1", "1 cell missing"]),
     "text array": (np.array([["1", "b"]]), ["'b'", "row 0, column 1"]),
     "numbers as text": (np.array([["1", "2"]]), ["text"]),
     "long double": (np.ones((2, 2), np.longdouble), [str(np.dtype(np.longdouble))]),
-    "sparse": (scipy.sparse.eye(3).tocsr(), ["sparse", "toarray"]),
+    "sparse, too large": (scipy.sparse.csr_matrix((10**9, 10**6)), ["sparse", "GB of memory"]),
+    "rows and labels": (load_wine(return_X_y=True), ["(178, 13) and (178,)", "the rows alone"]),
+    "a bunch": (load_wine(), ["Bunch", "x.data"]),
     "sparse tensor": (torch.eye(3).to_sparse(), ["sparse", "to_dense"]),
     "1-D": (np.zeros(3), ["1-D", "reshape(-1, 1)"]),
     "0-D": (3.0, ["single number"]),
@@ -719,8 +721,9 @@ BAD_FILES = {
     "empty.csv": (b"", ["0 bytes"]),
     "blank.csv": (b"\n\n", ["empty"]),
     "header.csv": (b"a,b\n", ["header and no rows"]),
-    "latin.csv": ("é,b\n1,2\n".encode("latin-1"), ["UTF-8"]),
-    "utf16.csv": ("a,b\n1,2\n".encode("utf-16"), ["UTF-8"]),
+    "neither.csv": (b"a,b\n1,\x81\n", ["neither UTF-8 nor windows-1252"]),
+    "utf16.csv": ("a,b\n1,2\n".encode("utf-16")[:-1], ["not the utf-16 it says"]),
+    "zeros.csv": (bytes(100_000), ["binary data"]),
     "short.csv": (b"a,b\n1,2\n3\n", ["1 cell ", "row 1", "line 3"]),
     "long.csv": (b"a,b\n1,2\n3,4,5\n", ["3 cells", "row 1"]),
     "quoted.csv": (b'"a",b\n1,2\n"3"\n', ["1 cell ", "row 1"]),
@@ -759,7 +762,7 @@ BAD_FILES = {
     "two.csv": (b"a;b,c\n1;2,3\n4,5\n", ["text", "'1;2'"]),
     "inf.csv": (b"a,b\n1,2\ninf,4\n", ["'a'", "infinite", "row 1"]),
     "twice.csv": (b"a,a\n1,2\n", ["2 columns named 'a'"]),
-    "spaces.csv": (b"1.0 2.0\n3.0 4.0\n", ["text", "comma"]),
+    "spaced.csv": (b"1 234\n5 678\n", ["one column of thousands or several"]),
     "corrupt.parquet": (b"PAR1 and more", ["corrupt"]),
     "corrupt.npy": (b"nothing", ["corrupt"]),
     "cut.npy": (b"\x93NUMPY\x01\x00v\x00{'descr'", ["corrupt"]),
@@ -792,10 +795,10 @@ def test_permission_denied(tmp_path, monkeypatch):
     path = tmp_path / "t.csv"
     path.write_text("a\n1\n")
 
-    def denied(self):
+    def denied(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", denied)
+    monkeypatch.setattr("builtins.open", denied)
     assert "Permission denied" in message(load_file, path)
 
 
@@ -861,7 +864,7 @@ def test_saving_is_refused_early(tmp_path):
     image, table = Schema(None, ("float64",), (2, 2), "numpy"), Schema(None, ("float64",), (2,), "numpy")
     assert ".npy" in message(save_file, tmp_path / "t.csv", np.zeros((1, 2, 2)), image)
     assert "no folder" in message(save_file, tmp_path / "none" / "t.csv", np.zeros((1, 2)), table)
-    assert ".txt" in message(save_file, tmp_path / "t.txt", np.zeros((1, 2)), table)
+    assert ".doc" in message(save_file, tmp_path / "t.doc", np.zeros((1, 2)), table)
     (tmp_path / "d.csv").mkdir()
     assert "directory" in message(save_file, tmp_path / "d.csv", np.zeros((1, 2)), table)
     assert "(1, 3)" in message(save_file, tmp_path / "t.npy", np.zeros((1, 3)), table)

@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without σ or × shows ? instead
+    args = None
     try:
         args = parse(argv)
         args.run(args)
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        message = mistake(error)
+        message = mistake(error, args)
         if message is None:
             raise
         print(f"gradlogp: error: {message}", file=sys.stderr)

@@ -14,7 +14,7 @@ from gradlogp import __version__
 from gradlogp.cli import commands
 from gradlogp.cli.mistakes import UsageError
 
-FILES = "csv, parquet, npy or npz"
+FILES = "csv, tsv, txt, parquet, npy or npz, or such as .gz"
 
 
 class _Parser(argparse.ArgumentParser):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 
 # option: the estimator's parameter that it sets
@@ -30,8 +31,8 @@ class UsageError(Exception):
     """A command line that cannot be understood."""
 
 
-def mistake(error: Exception) -> str | None:
-    """What to tell a user about a mistake, on one line; None for a bug."""
+def mistake(error: Exception, args: argparse.Namespace | None = None) -> str | None:
+    """What to tell a user about a mistake in a command line, on one line; None for a bug."""
     if isinstance(error, UsageError):
         message = str(error)
     elif isinstance(error, OSError):
@@ -42,7 +43,7 @@ def mistake(error: Exception) -> str | None:
 
         if not isinstance(error, InputError):
             return None
-        message = _in_words_of_the_command(str(error))
+        message = _in_words_of_the_command(str(error), args)
     return plain(" ".join(message.split()))
 
 
@@ -52,22 +53,26 @@ def plain(text: str) -> str:
 
 
 # what a message says of Python, as the command line has it
-PHRASES = {
+DROPPED = {
     r"\b(encode|convert) or drop (the columns?) first": r"\1 \2 first, or leave out with --drop",
     r"\bdrop (the columns?)": r"leave \1 out with --drop",
+}
+PHRASES = {
     r"\benergy=True": "--energy",
     r", or None\b": "",
     **{rf"(?<![\w-]){p}\b": o for o, p in OPTIONS.items() if "_" in p or p == "contamination"},
 }
 
 
-def _in_words_of_the_command(message: str) -> str:
-    """A message of the library's, with the options that set its parameters."""
+def _in_words_of_the_command(message: str, args: argparse.Namespace | None) -> str:
+    """A message of the library's, with the options that set its parameters, and the file in the place of its data."""
+    data, train = (getattr(args, name, None) or shown for name, shown in (("data", "DATA"), ("train", "--train")))
     options = {parameter: option for option, parameter in OPTIONS.items()}
     options |= {"sampling_steps": "--steps", "n": "-n", "sigma": "--sigma", "seconds": "--seconds", "atol": "--atol"}
-    options |= {"n_levels": "--levels", "X_test": "DATA", "X_train": "--train", "X": "DATA", "held-out rows": "DATA"}
+    options |= {"n_levels": "--levels", "X_test": data, "X_train": train, "X": data, "held-out rows": data}
     options |= {"n_hidden": "--hidden", "unnormalised_log_prob": "--unnormalised", "seed": "--seed"}
     names, separator, rest = message.partition(": ")
-    for phrase, words in PHRASES.items() if "saved model" not in rest else ():
+    phrases = PHRASES | (DROPPED if hasattr(args, "drop") else {})
+    for phrase, words in phrases.items() if "saved model" not in rest else ():
         rest = re.sub(phrase, words, rest)
     return ", ".join(options.get(name, name) for name in names.split(", ")) + separator + rest

@@ -59,8 +59,10 @@ def load_fitted(args: argparse.Namespace, model: ScoreDensity, path: str) -> Tab
 
     A file that the model was fitted on without some columns is thus read without them.
     """
+    from gradlogp.data import has_names
+
     columns = model.schema_.columns
-    named = Path(path).suffix.lower() in (".csv", ".parquet") and columns is not None
+    named = has_names(path) and columns is not None
     return load_table(args, path, columns=[str(c) for c in columns or ()] if named else None)
 
 
@@ -187,5 +189,9 @@ def columns(model: ScoreDensity) -> Iterator[tuple[str, str]]:
 
 def next_command(model: str, data: str, n: int) -> str:
     """The command to type next."""
-    new = f"new{Path(data).suffix.lower()}"
+    from gradlogp.data import EXTENSIONS
+
+    packed = ".gz" * (Path(data).suffix.lower() == ".gz")
+    extension = Path(data.removesuffix(packed)).suffix.lower()
+    new = f"new{extension + packed if extension in EXTENSIONS else '.csv'}"
     return f"gradlogp sample {shlex.quote(model)} -n {n} --out {new}"

@@ -6,9 +6,10 @@ discrete columns back on their grid. What was left out, as a saved row index is,
 cannot be used is an ``InputError`` of one line; rows count from 0.
 """
 
-from gradlogp.data.files import EXTENSIONS, check_output, load_file, load_labels, save_file
+from gradlogp.data.files import check_output, load_file, load_labels, save_file
 from gradlogp.data.grid import Axis, Grid, detect_grid
 from gradlogp.data.schema import Schema, Table, read
+from gradlogp.data.source import EXTENSIONS, has_names
 
 __all__ = [
     "EXTENSIONS",
@@ -18,6 +19,7 @@ __all__ = [
     "Table",
     "check_output",
     "detect_grid",
+    "has_names",
     "load_file",
     "load_labels",
     "read",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 
 from gradlogp._shapes import InputError
-from gradlogp.data.containers import some
+from gradlogp.data.rows import some
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,31 @@ class Choice:
         """
         self._check(self.columns or (), there, what)
         self._check(self.drop, list(dict.fromkeys([*there, *gone])), what)
-        kept = [c for c in there if (self.columns is None or c in self.columns) and c not in self.drop]
+        kept = [c for c in there if self._takes(c)]
         if not kept and self.made:
             raise InputError(f"{what}: got all {len(there)} columns left out, want at least one")
         return kept
 
+    def spread(self, of: Mapping[str, Iterable[str]]) -> Choice:
+        """The choice with all the columns that one of lists is made into in its place."""
+
+        def names(asked: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(name for one in asked for name in of.get(one, (one,)))
+
+        return Choice(None if self.columns is None else names(self.columns), names(self.drop)) if of else self
+
+    @cached_property
+    def _sets(self) -> tuple[frozenset[str] | None, frozenset[str]]:
+        return None if self.columns is None else frozenset(self.columns), frozenset(self.drop)
+
+    def _takes(self, column: str) -> bool:
+        asked, dropped = self._sets
+        return (asked is None or column in asked) and column not in dropped
+
     @staticmethod
     def _check(asked: tuple[str, ...], there: Sequence[str], what: str) -> None:
-        missing = [c for c in asked if c not in there]
+        known = set(there)
+        missing = [c for c in asked if c not in known]
         if missing:
             near = get_close_matches(missing[0], there, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -55,5 +73,5 @@ class Choice:
 
     def left_out(self, there: Sequence[str]) -> tuple[str, ...]:
         """A line on the columns that are there and are not taken."""
-        out = [c for c in there if (self.columns is not None and c not in self.columns) or c in self.drop]
+        out = [c for c in there if not self._takes(c)]
         return (f"left out column{'s' * (len(out) > 1)} {some(out)}",) if out else ()

@@ -6,36 +6,44 @@ import itertools
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import narwhals as nw
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 
 from gradlogp._shapes import InputError
 from gradlogp.data import dtypes
+from gradlogp.data.choice import Choice
 from gradlogp.data.dtypes import Floats
 from gradlogp.data.rows import as_array, rows_of, to_compare
 from gradlogp.data.rows import short as short
+from gradlogp.data.rows import some as some
 
 Name: TypeAlias = str | int
 UNNAMED = r"Unnamed: 0(\.\d+|_level_\d+)?"  # what pandas calls a first column without a name
 _WHOLE = dtypes.INTEGERS | {"int128", "uint128"}
+WIDE = 256  # columns from which a frame is taken at once: quicker, and twice the memory
 ARRAYS = ("numpy", "torch")
-FRAMES = ("pandas", "polars", "pyarrow", "modin", "cudf")
+FRAMES = ("pandas", "polars", "pyarrow", "modin", "cudf", "records")
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A container taken apart: kind, names and types of columns, numbers with NaN for missing, notes for the table."""
+    """A container taken apart: kind, names and types of columns, numbers with NaN for missing, notes for the table.
+
+    Of a file of text in which each row is a line, ``line`` is that of the first row.
+    """
 
     kind: str
     columns: tuple[Name, ...] | None
     dtypes: tuple[str, ...]
     values: Floats
     notes: tuple[str, ...] = ()
+    line: int | None = None
 
 
 def unpack(x: Any, name: str) -> Parts:
@@ -47,14 +55,16 @@ def unpack(x: Any, name: str) -> Parts:
     if not isinstance(x, torch.Tensor) and nw.dependencies.is_into_dataframe(x):
         return _unpack_frame(x, name)
     x = x if isinstance(x, torch.Tensor) else rows_of(x, name)
-    return _unpack_tensor(x, name) if isinstance(x, torch.Tensor) else _unpack_array(x, name)
+    if isinstance(x, torch.Tensor):
+        return _unpack_tensor(x, name)
+    array = as_array(x, name)
+    return _unpack_records(array, name) if array.dtype.names else _unpack_array(x, array, name)
 
 
 # -- arrays and tensors
 
 
-def _unpack_array(x: Any, name: str) -> Parts:
-    array = as_array(x, name)
+def _unpack_array(x: Any, array: NDArray[Any], name: str) -> Parts:
     kind, dtype = array.dtype.kind, array.dtype.name
     if kind in "US":
         raise InputError(f"{name}: {_first_text(array)}, want numbers only")
@@ -62,11 +72,48 @@ def _unpack_array(x: Any, name: str) -> Parts:
         raise InputError(
             f"{name}: got complex numbers ({array.dtype}), want real ones, e.g. x.real and x.imag side by side"
         )
-    if kind == "O" and all(isinstance(cell, int | float | np.integer) for cell in array.flat):
-        kind, dtype = "f", "float64"
+    if kind == "O":
+        bad = next((i for i, cell in enumerate(array.flat) if not dtypes.is_number(cell)), None)
+        if bad is not None:
+            got = f"objects, first {short(array.flat[bad])}"
+            raise InputError(f"{name}: {_cell(array.shape, bad)}: got {got}, want numbers")
+        dtype = "float64"
     elif kind not in "fiub" or array.dtype.itemsize > 8:
         raise InputError(f"{name}: got dtype {array.dtype}, want real numbers of at most 64 bits, e.g. float64")
     return Parts("numpy", None, (dtype,), _floats(x, array, name))
+
+
+def _unpack_records(array: NDArray[Any], name: str) -> Parts:
+    """A structured array: each field is a column, or several where it holds so many numbers."""
+    if array.ndim != 1:
+        raise InputError(f"{name}: got a structured array of shape {array.shape}, want one dimension, of rows")
+    columns: dict[str, Parts] = {}
+    for field in array.dtype.names or ():
+        part = unpack(array[field], f"{name}: column {short(field)}")
+        if part.kind != "numpy" or part.values.ndim > 2:
+            raise InputError(f"{name}: column {short(field)}: got the type {array.dtype[field]}, want numbers")
+        cells = part.values.reshape(len(array), -1)
+        names = [field] if part.values.ndim == 1 else [f"{field}_{i}" for i in range(cells.shape[1])]
+        columns |= {n: replace(part, values=cells[:, i]) for i, n in enumerate(names)}
+    values = np.column_stack([part.values for part in columns.values()])
+    types = tuple(part.dtypes[0] for part in columns.values())
+    return Parts("records", unique(tuple(columns), name), types, np.ascontiguousarray(values))
+
+
+def choose(parts: Parts, choice: Choice, what: str) -> Parts:
+    """The columns chosen."""
+    if parts.columns is None or not choice.made:
+        return parts
+    names = [str(column) for column in parts.columns]
+    kept = set(choice.of(names, what))
+    places = [i for i, name in enumerate(names) if name in kept]
+    return replace(
+        parts,
+        columns=tuple(names[i] for i in places),
+        dtypes=tuple(parts.dtypes[i] for i in places),
+        values=np.ascontiguousarray(parts.values[:, places]),
+        notes=(*parts.notes, *choice.left_out(names)),
+    )
 
 
 def _floats(x: Any, array: NDArray[Any], name: str) -> Floats:
@@ -110,18 +157,86 @@ def _unpack_tensor(x: torch.Tensor, name: str) -> Parts:
 
 
 def _unpack_frame(x: Any, name: str) -> Parts:
-    columns, notes = without_index(_frame_columns(x, name))
+    x = _spread(x) if nw.dependencies.is_polars_dataframe(x) else x
+    columns, notes = without_index(_frame_columns(x, name), saved=_saved_index(x))
+    x = _dense(x, columns) if nw.dependencies.is_pandas_dataframe(x) else x
     frame = nw.from_native(x, eager_only=True)
     if not columns:
         raise InputError(f"{name}: got 0 columns, want at least one")
-    series = {column: frame.get_column(column) for column in columns}
+    if len(columns) > WIDE and (parts := _at_once(x, columns, notes)) is not None:
+        return parts
+    series = {column: _of_numbers(frame.get_column(column), f"{name}: column {short(column)}") for column in columns}
     types = _series_types(series, name)
     kind = frame.implementation.value
     if kind == "pandas":
         own = [str(x[c].dtype) for c in columns]
         types = tuple(o if dtypes.plain(o) in dtypes.KNOWN else t for o, t in zip(own, types, strict=True))
-    values = np.column_stack([_series_values(s, f"{name}: column {short(c)}") for c, s in series.items()])
-    return Parts(kind, columns, types, np.ascontiguousarray(values), notes)
+    values = np.empty((len(frame), len(columns)))
+    for i, (column, s) in enumerate(series.items()):
+        values[:, i] = _series_values(s, f"{name}: column {short(column)}")
+    return Parts(kind, columns, types, values, notes)
+
+
+def _at_once(x: Any, columns: tuple[Name, ...], notes: tuple[str, ...]) -> Parts | None:
+    """A wide pandas or polars frame of plain numbers that float64 holds; None for others."""
+    pandas = nw.dependencies.is_pandas_dataframe(x)
+    if not pandas and not nw.dependencies.is_polars_dataframe(x):
+        return None
+    x = x[list(columns)]
+    types = tuple(str(t) if pandas else str(t).lower() for t in x.dtypes)
+    if not set(types) <= dtypes.KNOWN - {"bool"}:
+        return None
+    values = np.array(x.to_numpy(), dtype=np.float64, order="C")
+    large = (np.abs(values) >= dtypes.EXACT).any()
+    return None if large else Parts("pandas" if pandas else "polars", columns, types, values, notes)
+
+
+def _spread(x: Any) -> Any:
+    """A polars frame with a column for each place in lists of one length."""
+    wide = {n: t for n, t in x.schema.items() if isinstance(t, pl.Array) and len(t.shape) == 1}
+    if not wide:
+        return x
+    return x.select(
+        cell for n in x.columns for cell in (places(n, wide[n].size).values() if n in wide else (pl.col(n),))
+    )
+
+
+def places(name: str, count: int) -> dict[str, pl.Expr]:
+    """A column for each place in lists of one length."""
+    return {f"{name}_{i}": pl.col(name).arr.get(i).alias(f"{name}_{i}") for i in range(count)}
+
+
+def _saved_index(x: Any) -> list[str]:
+    """The columns of an arrow table that were the row index of a pandas frame."""
+    noted = getattr(getattr(x, "schema", None), "pandas_metadata", None) or {}
+    return [name for name in noted.get("index_columns", ()) if isinstance(name, str)]
+
+
+def _dense(x: Any, columns: tuple[Name, ...]) -> Any:
+    """A pandas frame whose sparse columns are dense, and categories that are numbers are these."""
+    types, chosen = {}, set(columns)
+    for column, dtype in zip(x.columns, x.dtypes, strict=True):
+        if column not in chosen:
+            continue
+        if hasattr(dtype, "fill_value") and hasattr(dtype, "subtype"):
+            types[column] = dtype.subtype
+        elif hasattr(dtype, "categories") and getattr(dtype.categories.dtype, "kind", "O") in "iufb":
+            types[column] = np.dtype(float) if x[column].hasnans else dtype.categories.dtype
+    return x.astype(types) if types else x
+
+
+def _of_numbers(series: nw.Series[Any], what: str) -> nw.Series[Any]:
+    """A column of objects that all are numbers, as numbers."""
+    if series.dtype != nw.Object or _all_missing(series):
+        return series
+    cells = series.to_list()
+    if not all(dtypes.is_number(cell) for cell in cells):
+        return series
+    values = dtypes.exactly([None if dtypes.is_missing(c) else c for c in cells], lambda i: f"{what}, row {i}")
+    kinds = {type(cell) for cell in cells}
+    whole = all(issubclass(k, int | np.integer) for k in kinds) and bool((np.abs(values) < dtypes.EXACT).all())
+    dtype = "bool" if kinds <= {bool, np.bool_} else "int64" if whole else "float64"
+    return nw.new_series(series.name, values.astype(dtype), backend=series.implementation)
 
 
 def _frame_columns(x: Any, name: str) -> tuple[Name, ...]:
@@ -135,25 +250,21 @@ def _frame_columns(x: Any, name: str) -> tuple[Name, ...]:
 
 
 def without_index(
-    columns: tuple[Name, ...], keep: Sequence[str] | None = None
+    columns: tuple[Name, ...], keep: Sequence[str] | None = None, saved: Sequence[str] = ()
 ) -> tuple[tuple[Name, ...], tuple[str, ...]]:
     """The columns but for a saved row index, and lines on that: pandas saves one as ``__index_level_0__``.
 
-    In a file (``keep`` not None) that is also a first column ``Unnamed: 0``, as pandas calls one without a name, unless
-    it is among those to keep.
+    One with a name is among those ``saved``, as pandas notes beside the columns; it is kept if it is among those to
+    keep. In a file (``keep`` not None) that is also a first column ``Unnamed: 0``, as pandas calls one without a name,
+    unless it is among those to keep.
     """
     index = [c for c in columns if isinstance(c, str) and re.fullmatch(r"__index_level_\d+__", c)]
+    index += [c for c in saved if c in columns and c not in index and c not in (keep or ())]
     if keep is not None:
         unnamed = itertools.takewhile(lambda c: bool(re.fullmatch(UNNAMED, str(c))), columns)
         index += [str(c) for c in unnamed if c not in keep]
     notes = tuple(f"left out column {short(c)}: a saved row index" for c in index)
     return tuple(c for c in columns if c not in index), notes
-
-
-def some(names: Sequence[Name]) -> str:
-    """Names on one line, at most ten of them."""
-    shown = ", ".join(map(short, names[:10]))
-    return shown + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def unique(columns: tuple[Name, ...], name: str) -> tuple[Name, ...]:
@@ -180,7 +291,12 @@ def _series_values(series: nw.Series[Any], what: str) -> Floats:
         return np.full(len(series), np.nan)
     base = dtypes.plain(str(series.dtype))
     large = base in _WHOLE and len(series) and max(-int(series.min()), int(series.max())) > dtypes.EXACT
-    if large or base.startswith("decimal"):
+    if base.startswith("decimal"):
+        values = np.asarray(series.cast(nw.String).cast(nw.Float64).to_numpy(), dtype=np.float64)
+        large = bool((np.abs(values) >= dtypes.EXACT).any())
+        if not large:
+            return values
+    if large:
         missing = series.is_null().to_list()
         cells = [None if none else cell for none, cell in zip(missing, series.to_list(), strict=True)]
         return dtypes.exactly(cells, lambda i: f"{what}, row {i}")
@@ -196,7 +312,7 @@ def _series_types(series: dict[Name, nw.Series[Any]], name: str) -> tuple[str, .
     bad = [column for column, dtype in types.items() if dtype is None]
     if bad:
         others = f" (columns {some(bad[1:])} hold no numbers either)" if len(bad) > 1 else ""
-        raise InputError(f"{name}: column {short(bad[0])}: {_no_numbers(series[bad[0]], name, bad[0])}{others}")
+        raise InputError(f"{name}: column {short(bad[0])}: {_no_numbers(series[bad[0]])}{others}")
     return tuple(dtype for dtype in types.values() if dtype is not None)
 
 
@@ -207,27 +323,20 @@ def _series_type(series: nw.Series[Any]) -> str | None:
     return "float64" if _all_missing(series) or base in _WHOLE or base.startswith("decimal") else None
 
 
-def _no_numbers(series: nw.Series[Any], name: str, column: Name) -> str:
+def _no_numbers(series: nw.Series[Any]) -> str:
     """What a column holds that holds no numbers, and what to do."""
     dtype, base = series.dtype, dtypes.plain(str(series.dtype))
     if dtype in (nw.String, nw.Object, nw.Categorical) or base.startswith("enum"):
         kind = {"string": "text", "object": "objects"}.get(base, "categories")
-        return f"got {kind}, {_first_cell(series, f'{name}: column {short(column)}')}"
+        return f"got {kind}, {_first_cell(series)}"
     own = str(getattr(series.to_native(), "dtype", dtype))[:60]
     return f"got the type {own}, want numbers or bool; convert or drop the column first"
 
 
-def _first_cell(series: nw.Series[Any], what: str) -> str:
-    """The first cell that is no number, with its row, and what to do.
-
-    Raises:
-        InputError: for whole numbers that would change if the advice were taken.
-    """
-    for row, cell in enumerate(series.to_list()):
-        if cell is not None and not isinstance(cell, int | float):
-            return f"first {short(cell)} at row {row}, want numbers; encode or drop the column first"
-    dtypes.exactly(series.to_list(), lambda i: f"{what}, row {i}")
-    return "all of them numbers or missing, want a type of numbers; .astype(float) the column first"
+def _first_cell(series: nw.Series[Any]) -> str:
+    """The first cell that is no number, with its row, and what to do."""
+    row, cell = next((i, c) for i, c in enumerate(series.to_list()) if not dtypes.is_number(c))
+    return f"first {short(cell)} at row {row}, want numbers; encode or drop the column first"
 
 
 # -- and together again
@@ -247,6 +356,8 @@ def pack(
             return np.ascontiguousarray(array)
         tensor = torch.from_numpy(np.ascontiguousarray(array))
         return tensor.to(torch.bfloat16) if types[0] == "bfloat16" else tensor
+    if kind == "records":
+        return _records(columns, types, values)
     names = columns if kind in ("pandas", "modin") else tuple(map(str, columns))
     cells = {n: _cells(values[:, i], types[i], n) for i, n in enumerate(names)}
     try:
@@ -258,6 +369,16 @@ def pack(
 
 def _cells(values: Floats, dtype: str, column: Name) -> NDArray[Any]:
     return dtypes.cast(np.ascontiguousarray(values), dtype, f"column {short(column)}")
+
+
+def _records(columns: tuple[Name, ...], types: Sequence[str], values: Floats) -> NDArray[Any]:
+    """A structured array with a field for each column."""
+    out = np.empty(
+        len(values), dtype=[(str(column), dtypes.plain(t)) for column, t in zip(columns, types, strict=True)]
+    )
+    for i, column in enumerate(columns):
+        out[str(column)] = _cells(values[:, i], types[i], column)
+    return out
 
 
 def _finish_pandas(frame: Any, names: tuple[Name, ...], types: Sequence[str], index: Any) -> Any:
@@ -314,5 +435,6 @@ def _describe(parts: Parts, bad: NDArray[np.bool_]) -> str:
     others = [i for i in np.flatnonzero(bad.any(0)).tolist() if i != position]
     more = f" and {int(bad[:, others].sum())} more in {_others(parts, others)}" if others else ""
     cells = f"{int(column.sum())} cell{'s' * (int(column.sum()) != 1)}"
+    line = "" if parts.line is None else f" (line {row + parts.line})"
     hint = "replace or drop them first" if infinite else "drop or fill them first"
-    return f"{where}: got {cells} {word}, first at row {row}{more}, want finite numbers; {hint}"
+    return f"{where}: got {cells} {word}, first at row {row}{line}{more}, want finite numbers; {hint}"

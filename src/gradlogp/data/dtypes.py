@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from decimal import Decimal
-from numbers import Integral
+from fractions import Fraction
+from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -46,7 +47,7 @@ def exactly(cells: Sequence[Any], where: Callable[[int], str]) -> Floats:
     Raises:
         InputError: naming the first cell that float64 does not hold.
     """
-    values = np.array([math.nan if cell is None else _float(cell) for cell in cells], dtype=np.float64)
+    values = np.array([math.nan if is_missing(cell) else _float(cell) for cell in cells], dtype=np.float64)
     for i, (cell, value) in enumerate(zip(cells, values.tolist(), strict=True)):
         if not _same(cell, value):
             became = f"{value:.0f}" if math.isfinite(value) else value
@@ -65,9 +66,24 @@ def _float(cell: Any) -> float:
 
 
 def _same(cell: Any, value: float) -> bool:
-    """Whether a whole number comes back from float64 as itself; a fraction is rounded, as in any text of decimals."""
-    whole = isinstance(cell, Integral) or (isinstance(cell, Decimal) and cell.is_finite() and cell == int(cell))
-    return not whole or (math.isfinite(value) and int(value) == cell)
+    """Whether a whole or large number comes back from float64 as itself; a fraction is rounded, as in any decimals."""
+    whole = isinstance(cell, Integral) or (isinstance(cell, Decimal | Fraction) and _large_or_whole(cell))
+    return not whole or (math.isfinite(value) and Fraction(value) == cell)
+
+
+def _large_or_whole(cell: Decimal | Fraction) -> bool:
+    """Whether a decimal or a fraction is a whole number, or one that is rounded to such."""
+    return math.isfinite(cell) and (cell == int(cell) or abs(float(cell)) >= EXACT)
+
+
+def is_missing(cell: Any) -> bool:
+    """Whether a cell of objects is missing: None, NaN or what pandas has for such."""
+    return cell is None or type(cell).__name__ in ("NAType", "NaTType") or (isinstance(cell, float) and cell != cell)
+
+
+def is_number(cell: Any) -> bool:
+    """Whether a cell of objects is a real number, or missing."""
+    return is_missing(cell) or isinstance(cell, Real | Decimal | np.bool_)
 
 
 def cast(values: Floats, name: str, what: str) -> NDArray[Any]:

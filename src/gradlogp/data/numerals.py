@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import polars as pl
 
@@ -15,12 +16,13 @@ MISSING = (
     *("?", "-", "--", "—", "–", ".", "..", "...", "…", "*", "\\n", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"),
     *("#div/0!", "#value!", "#num!", "#ref!", "#name?", "#null!"),
 )
+MINUS = "−"  # as a typesetter has it
 _SPACES = "'’\u00a0\u202f "  # between groups of three digits these are thousands marks whatever the decimal mark
 
 
 def _pattern(decimal: str) -> str:
     """A number with this decimal mark, the other one of point and comma between groups of three digits."""
-    d, t = re.escape(decimal), re.escape(_other(decimal))
+    d, t = re.escape(decimal), re.escape(other_mark(decimal))
     plain = rf"(\d+({d}\d*)?|{d}\d+)([eE][+-]?\d+)?"
     return rf"^[+-]?({plain}|{_grouped(t)}({d}\d*)?|(?i:inf|infinity))$".replace(r"\d", "[0-9]")
 
@@ -29,15 +31,16 @@ def _grouped(mark: str) -> str:
     return rf"[1-9][0-9]{{0,2}}({mark}[0-9]{{3}})+"
 
 
-def _other(decimal: str) -> str:
+def other_mark(decimal: str) -> str:
+    """The mark of point and comma that is not the decimal one."""
     return "." if decimal == "," else ","
 
 
-_PATTERNS = {decimal: _pattern(decimal) for decimal in ".,"}
+PATTERNS = {decimal: _pattern(decimal) for decimal in ".,"}
 _SPACED, _TIGHT = (
     rf"^[+-]?({'|'.join(_grouped(mark) for mark in marks)})([.,][0-9]*)?$" for marks in (_SPACES, _SPACES[:-1])
 )
-_ANY = "|".join(pattern[1:-1] for pattern in _PATTERNS.values())
+_ANY = "|".join(pattern[1:-1] for pattern in PATTERNS.values())
 _KINDS = {  # what text is, if all cells of a column are so, and what to do
     "percentages": (rf"^({_ANY})\s*%$", "remove the % signs first"),
     "amounts of money": (rf"^([+-]?[$€£¥₹]\s*({_ANY})|({_ANY})\s*[$€£¥₹])$", "remove the currency signs first"),
@@ -52,7 +55,7 @@ _KINDS = {  # what text is, if all cells of a column are so, and what to do
 
 def is_number(cell: str) -> bool:
     """Whether a cell is a number in either notation."""
-    return any(re.match(pattern, cell) for pattern in (*_PATTERNS.values(), _SPACED))
+    return any(re.match(pattern, cell) for pattern in (*PATTERNS.values(), _SPACED))
 
 
 def is_missing(cell: str) -> bool:
@@ -85,56 +88,71 @@ def to_numbers(texts: pl.DataFrame, separator: str, kept: list[str], what: str) 
         raise InputError(f"{what}: {_describe({name: cells[name] for name in text}, decimal, texts.width)}")
     numbers = pl.DataFrame([column for name in kept if (column := plain[name]) is not None])
     for name in kept:
-        _check_whole(bare[name], numbers[name], f"{what}: column {short(name)}")
+        column = bare[name]
+        if column is not None and numbers[name].dtype != pl.Boolean:
+            check_whole(column, lambda row, name=name: f"{what}: column {short(name)}, row {row}")  # type: ignore[misc]
     return numbers, decimal == ",", _marks_said([cells[name] for name in kept], decimal, texts.width == 1)
 
 
 def _cells(column: pl.Series, spaced: str) -> pl.Series:
     """Trimmed cells, null for missing, with a plain minus sign and without marks between groups of three digits."""
-    text = column.str.strip_chars()
-    short_ones = text.str.len_bytes() <= max(len(word.encode()) for word in MISSING)
-    missing = short_ones & text.str.to_lowercase().is_in(MISSING)
-    text = pl.select(pl.when(~missing).then(text)).to_series().alias(column.name)
+    text = without_missing(column)
     if text.cast(pl.Float64, strict=False).null_count() == text.null_count():
         return text
-    text = text.str.replace("−", "-", literal=True)
+    text = text.str.replace(MINUS, "-", literal=True)
     marked = text.str.contains(spaced)
     bare = text.str.replace_all(f"[{_SPACES}]", "")
     return pl.select(pl.when(marked).then(bare).otherwise(text)).to_series().alias(column.name)
 
 
+def without_missing(column: pl.Series) -> pl.Series:
+    """Trimmed cells, null for missing."""
+    text = column.str.strip_chars()
+    short_ones = text.str.len_bytes() <= max(len(word.encode()) for word in MISSING)
+    missing = short_ones & text.str.to_lowercase().is_in(MISSING)
+    return pl.select(pl.when(~missing).then(text)).to_series().alias(column.name)
+
+
 def _plain(text: pl.Series) -> pl.Series | None:
     """The numbers or truths of cells without thousands marks and with decimal points; None where a cell is neither."""
-    bare = text.str.strip_prefix("+")
     for dtype in (pl.Int64, pl.Float64):
-        numbers = bare.cast(dtype, strict=False)
+        numbers = text.cast(dtype, strict=False)
         if numbers.null_count() == text.null_count():
             return numbers
     return text.str.to_lowercase() == "true" if _are_truths(text) else None
+
+
+def check_whole(text: pl.Series, where: Callable[[int], str]) -> None:
+    """Refuse whole numbers that float64 does not hold.
+
+    Args:
+        text: cells, null for missing.
+        where: how a message names the cell at a position.
+
+    Raises:
+        InputError: naming the first of them.
+    """
+    long = pl.select(pl.arg_where(text.str.contains(r"^[+-]?[0-9]{16,}$"))).to_series()
+    cells = text.gather(long).to_list()
+    for place, cell in zip(long, cells, strict=True):
+        if len(cell) > 400:
+            raise InputError(f"{where(place)}: got a number of {len(cell)} digits, want numbers that float64 holds")
+    dtypes.exactly([int(cell) for cell in cells], lambda i: where(long[i]))
 
 
 def _are_truths(text: pl.Series) -> bool:
     return bool(text.drop_nulls().str.to_lowercase().is_in(["true", "false"]).all())
 
 
-def _check_whole(text: pl.Series | None, numbers: pl.Series, what: str) -> None:
-    """Refuse whole numbers beyond int64 that float64 does not hold."""
-    if text is None or numbers.dtype != pl.Float64 or not text.drop_nulls().str.contains(r"^[+-]?[0-9]+$").all():
-        return
-    if text.str.len_bytes().max() > 400:  # type: ignore[operator]
-        raise InputError(f"{what}: got a number of more than 400 digits, want numbers that float64 holds")
-    dtypes.exactly([None if cell is None else int(cell) for cell in text], lambda i: f"{what}, row {i}")
-
-
 def _unmarked(text: pl.Series, decimal: str) -> pl.Series | None:
     """Cells with decimal points and no thousands marks, or truths; None where a cell is neither with these marks."""
     if _fits(text, decimal):
-        return text.str.replace_all(_other(decimal), "", literal=True).str.replace(decimal, ".", literal=True)
+        return text.str.replace_all(other_mark(decimal), "", literal=True).str.replace(decimal, ".", literal=True)
     return text if _are_truths(text) else None
 
 
 def _fits(text: pl.Series, decimal: str) -> bool:
-    return bool(text.drop_nulls().str.contains(_PATTERNS[decimal]).all())
+    return bool(text.drop_nulls().str.contains(PATTERNS[decimal]).all())
 
 
 def _decimal_mark(
@@ -150,7 +168,7 @@ def _decimal_mark(
             return both[0] if len(both) == 1 else _either(cells, marked, separator, what)
     point, comma = (next(n for n in kept if numbers.get(n) == [d]) for d in ".,")
     first = {
-        n: next(c for c in cells[n] if c and not re.match(_PATTERNS[d], c)) for n, d in ((point, ","), (comma, "."))
+        n: next(c for c in cells[n] if c and not re.match(PATTERNS[d], c)) for n, d in ((point, ","), (comma, "."))
     }
     raise InputError(
         f"{what}: got decimal points in column {short(point)} ({short(first[point])}) and decimal commas in column "
@@ -174,38 +192,48 @@ def _either(cells: dict[str, pl.Series], marked: list[str], separator: str, what
 
 def _marks_said(columns: list[pl.Series], decimal: str, alone: bool) -> list[str]:
     """A line on the first number whose marks could be read otherwise: with thousands, or a comma in the only column."""
-    mark = _other(decimal)
+    mark = other_mark(decimal)
     what = {".": "points mark thousands", ",": "commas mark thousands"}[mark]
     if alone and decimal == ",":
         mark, what = ",", "commas are decimal marks"
     for column in columns:
         marked = column.filter(column.str.contains(mark, literal=True))
         if len(marked):
-            number = marked[0].replace(_other(decimal), "").replace(decimal, ".")
+            number = marked[0].replace(other_mark(decimal), "").replace(decimal, ".")
             return [f"{what}: {marked[0]} in column {short(column.name)} is {number}"]
     return []
 
 
 def _describe(columns: dict[str, pl.Series], decimal: str, width: int) -> str:
-    """What columns of text hold, first where, and what to do."""
-    name, text = next(iter(columns.items()))
-    names = f"column{'s' * (len(columns) > 1)} {some(list(columns))}"
-    cells = text.drop_nulls()
-    for kind, (pattern, advice) in _KINDS.items():
-        if cells.str.contains(pattern).all():
-            row, cell = next((i, c) for i, c in enumerate(text) if c is not None)
-            got, advice = f"{kind}, first {short(cell)} at row {row}", advice
-            break
-    else:
+    """What columns of text hold, those of the first one's kind before those of others, and what to do."""
+    kinds: dict[str, list[str]] = {}
+    for name, text in columns.items():
+        kinds.setdefault(_kind(text), []).append(name)
+    kind, names = next(iter(kinds.items()))
+    text = columns[names[0]]
+    if kind == "text":
         row, cell = _first_text(text, decimal)
-        got = f"text, first {short(cell)} at row {row}"
-        advice = f"encode or drop the column{'s' * (len(columns) > 1)} first"
+        advice = f"encode or drop the column{'s' * (len(names) > 1)} first"
         advice = advice if width > 1 else "separate cells by a comma, ; or a tab"
-    where = f" of {short(name)}" if len(columns) > 1 else ""
-    return f"{names}: got {got}{where}, want numbers; {advice}"
+    else:
+        row, cell = next((i, c) for i, c in enumerate(text) if c is not None)
+        advice = _KINDS[kind][1]
+    where = f" of {short(names[0])}" if len(names) > 1 else ""
+    got = f"{_named(names)}: got {kind}, first {short(cell)} at row {row}{where}"
+    others = "".join(f", and {other} in {_named(more)}" for other, more in kinds.items() if other != kind)
+    return f"{got}{others}, want numbers; {advice}"
+
+
+def _kind(text: pl.Series) -> str:
+    cells = text.drop_nulls()
+    return next((kind for kind, (pattern, _) in _KINDS.items() if cells.str.contains(pattern).all()), "text")
+
+
+def _named(names: list[str]) -> str:
+    return f"column{'s' * (len(names) > 1)} {some(names)}"
 
 
 def _first_text(text: pl.Series, decimal: str) -> tuple[int, str]:
     """The first cell that is no number, else the first."""
     cells = [(i, cell) for i, cell in enumerate(text) if cell is not None]
-    return next(((i, c) for i, c in cells if not re.match(_PATTERNS[decimal], c)), cells[0])
+    return next(((i, c) for i, c in cells if not re.match(PATTERNS[decimal], c)), cells[0])

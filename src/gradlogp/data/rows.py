@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from gradlogp._shapes import InputError
 from gradlogp.data.dtypes import EXACT
+from gradlogp.data.memory import check_room
 
 _WANT = "want an array, a tensor or a data frame of numbers, (rows, columns)"
 _STACK = "want its rows as one tensor, e.g. torch.stack"
@@ -22,6 +24,12 @@ def short(value: Any) -> str:
     """A value on one line, at most 40 characters of it."""
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+def some(names: Sequence[Any]) -> str:
+    """Names on one line, at most ten of them."""
+    shown = ", ".join(map(short, names[:10]))
+    return shown + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def rows_of(x: Any, name: str) -> Any:
@@ -37,6 +45,9 @@ def rows_of(x: Any, name: str) -> Any:
         return x.tensors[0]
     if isinstance(x, Sequence) and not isinstance(x, str | bytes | np.ndarray):
         return _listed(x, name)
+    if hasattr(x, "nnz") and hasattr(x, "toarray"):
+        check_room(8 * math.prod(x.shape), name, f"a sparse {type(x).__name__} of shape {tuple(x.shape)}")
+        return x.toarray()
     _refuse(x, name)
     return x
 
@@ -45,6 +56,8 @@ def _listed(x: Sequence[Any], name: str) -> Any:
     """A list of rows."""
     if isinstance(x, memoryview):
         return x
+    if isinstance(x, tuple) and len(x) == 2 and all(len(getattr(part, "shape", ())) in (1, 2) for part in x):
+        _refuse_pair(x, name)
     x = x if isinstance(x, list | tuple) else list(x)
     kinds = {type(row) for row in x}
     tensors = [issubclass(kind, torch.Tensor) for kind in kinds]
@@ -57,6 +70,14 @@ def _listed(x: Sequence[Any], name: str) -> Any:
     if any(isinstance(cell, torch.Tensor) for row in x[:1] if isinstance(row, list | tuple) for cell in row):
         raise InputError(f"{name}: got a list of tuples of tensors, {_STACK}([row[0] for row in rows])")
     return x
+
+
+def _refuse_pair(x: Sequence[Any], name: str) -> None:
+    """Refuse rows and labels in a tuple, as data sets are often loaded."""
+    rows, labels = (tuple(part.shape) for part in x)
+    if len(rows) == 2 and labels[0] == rows[0] and labels != rows:
+        got = f"a tuple of shapes {rows} and {labels}, as rows and labels are loaded"
+        raise InputError(f"{name}: got {got}, want the rows alone: X, y = data, then X")
 
 
 def _stack(x: Sequence[Any], name: str) -> torch.Tensor:
@@ -73,8 +94,6 @@ def _refuse(x: Any, name: str) -> None:
     got = type(x).__name__
     if hasattr(x, "collect") and hasattr(x, "lazy"):
         raise InputError(f"{name}: got a lazy frame, want its rows: .collect() it first")
-    if hasattr(x, "nnz") or hasattr(x, "toarray"):
-        raise InputError(f"{name}: got a sparse {got}, want a dense array: call .toarray() first")
     if nw.dependencies.is_into_series(x) and not isinstance(x, np.ndarray):
         raise InputError(f"{name}: got one column ({got}), want a data frame: call .to_frame() first")
     if isinstance(x, str | bytes) or hasattr(x, "__fspath__"):
@@ -86,7 +105,8 @@ def _refuse(x: Any, name: str) -> None:
     if isinstance(x, Dataset):
         raise InputError(f"{name}: got a {got}, {_STACK}([row[0] for row in dataset]) where a row is a tuple")
     if isinstance(x, Mapping):
-        raise InputError(f"{name}: got a {got}, want a data frame, e.g. pandas.DataFrame(x)")
+        hint = ", or its rows: x.data" if hasattr(x, "data") else ""
+        raise InputError(f"{name}: got a {got}, want a data frame, e.g. pandas.DataFrame(x){hint}")
     if not _is_array(x):
         hint = "; make a list of its rows first" if isinstance(x, Iterable) or hasattr(x, "__getitem__") else ""
         raise InputError(f"{name}: got {got}, {_WANT}{hint}")

@@ -32,7 +32,8 @@ class Schema:
         columns: column names, or None for arrays.
         dtypes: one type a column, or a single one for arrays, e.g. ``("int64", "float32")``.
         event_shape: shape of one row; ``(D,)`` for a table.
-        kind: ``numpy``, ``torch``, ``pandas``, ``polars``, ``pyarrow``, ``modin`` or ``cudf``.
+        kind: ``numpy``, ``torch``, ``records`` (a structured array), ``pandas``, ``polars``, ``pyarrow``, ``modin`` or
+            ``cudf``.
         dialect: how the csv file that the table came from is written.
     """
 
@@ -73,7 +74,7 @@ class Schema:
             parts = _reorder(parts, _order(self.columns, parts.columns, name))
         elif parts.values.ndim >= 2 and parts.values.shape[1:] != self.event_shape:
             raise InputError(f"{name}: got {_words(parts.values.shape[1:])}, want {_words(self.event_shape)} as fitted")
-        return _table(parts, name, _dialect(x), min_rows=min_rows, allow_missing=allow_missing)
+        return table_of(parts, name, _dialect(x), min_rows=min_rows, allow_missing=allow_missing)
 
     def restore(self, values: Numbers, like: Any = None, *, floating: bool = False) -> Any:
         """Numbers ``(n, *event)`` in the fitted order, back into the kind of thing that came in.
@@ -137,7 +138,7 @@ def read(x: Any, name: str = "X", *, min_rows: int = 1, allow_missing: bool = Fa
             numbers that float64 does not hold, ragged rows, too few rows, no columns, a column name that comes twice,
             and what holds more than rows, such as a dataset of inputs and labels.
     """
-    return _table(_parts(x, name), name, _dialect(x), min_rows=min_rows, allow_missing=allow_missing)
+    return table_of(_parts(x, name), name, _dialect(x), min_rows=min_rows, allow_missing=allow_missing)
 
 
 def _parts(x: Any, name: str) -> Parts:
@@ -150,7 +151,12 @@ def _dialect(x: Any) -> Dialect:
     return x.schema.dialect if isinstance(x, Table) else Dialect()
 
 
-def _table(parts: Parts, name: str, dialect: Dialect, *, min_rows: int, allow_missing: bool) -> Table:
+def table_of(parts: Parts, name: str, dialect: Dialect, *, min_rows: int, allow_missing: bool) -> Table:
+    """A table of what was taken apart, if it holds enough rows of finite numbers.
+
+    Raises:
+        InputError: as :func:`gradlogp.data.containers.check_numbers` does.
+    """
     check_numbers(parts, name, min_rows=min_rows, allow_missing=allow_missing)
     schema = Schema(parts.columns, parts.dtypes, parts.values.shape[1:], parts.kind, dialect)
     return Table(parts.values, schema, parts.notes)
@@ -158,7 +164,8 @@ def _table(parts: Parts, name: str, dialect: Dialect, *, min_rows: int, allow_mi
 
 def _order(want: tuple[Name, ...], got: tuple[Name, ...], name: str) -> list[int]:
     """Positions in ``got`` of the wanted columns."""
-    missing, extra = [c for c in want if c not in got], [c for c in got if c not in want]
+    there, wanted = set(got), set(want)
+    missing, extra = [c for c in want if c not in there], [c for c in got if c not in wanted]
     if missing or extra:
         lack = f"got no column {some(missing)}" if missing else ""
         more = f"got an extra column {some(extra)}" if extra else ""
@@ -209,7 +216,9 @@ def _from_json(entry: Any) -> Schema:
 def _dialect_of(entry: Mapping[str, Any]) -> Dialect:
     got = entry["dialect"]
     right = isinstance(got, Mapping) and set(got) == set(Dialect.__dataclass_fields__)
-    right = right and got["separator"] in (",", ";", "\t") and _all([got["header"], got["decimal_comma"]], bool)
+    right = (
+        right and got["separator"] in (",", ";", "\t", "|", " ") and _all([got["header"], got["decimal_comma"]], bool)
+    )
     _want(right, "dialect", got, "separator, header and decimal_comma")
     return Dialect(got["separator"], got["header"], got["decimal_comma"])
 

@@ -1,228 +1,232 @@
-"""Tables in csv text: what separates the cells, which line names the columns, which columns are none of the data."""
+"""Tables in csv text, read in blocks where all cells are plain numbers, and whole where their marks must be told."""
 
 from __future__ import annotations
 
 import csv
 import io
 import re
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple, TypeAlias, TypeVar
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from gradlogp._shapes import InputError
+from gradlogp.data.blocks import Cells, IrregularQuotesError, blocks, encoding_of, one_space, split
 from gradlogp.data.choice import Choice
-from gradlogp.data.containers import UNNAMED, short, unique
-from gradlogp.data.numerals import is_missing, is_number, to_numbers
+from gradlogp.data.containers import UNNAMED, Parts, short, unique, unpack
+from gradlogp.data.layout import Layout, layout, row_names, without_blank_end
+from gradlogp.data.memory import check_room
+from gradlogp.data.numerals import to_numbers
+from gradlogp.data.plain import NotPlainError, PlainNumbers
 from gradlogp.data.schema import Dialect
+from gradlogp.data.source import Source
 
-_SEPARATORS = "\t;,"
+Read = TypeVar("Read")
+
+_OTHER = "windows-1252"  # what a file is read as that is not UTF-8
 
 
-def parse_csv(raw: bytes, what: str, choice: Choice | None = None) -> tuple[pl.DataFrame, Dialect, tuple[str, ...]]:
-    """Parse a csv file, each column as narrow a type as its cells allow: bool, int64 or float64.
+def parse_csv(source: Source, choice: Choice) -> tuple[Parts, Dialect]:
+    """Read a csv file, each column as narrow a type as its cells allow: bool, int64 or float64.
 
-    The separator is a comma, a semicolon or a tab. A first row of numbers only is data, unless it counts 0, 1, 2, …
-    Lines before it that begin with ``#`` are read past; the last of them names the columns if none does. A first column
-    without a name, or with that which pandas gives it, is a saved row index, and left out; so are columns without a
-    name and without values, as separators at the ends of lines make. The marks in numbers are those of the file: see
-    :func:`gradlogp.data.numerals.to_numbers`.
+    The separator is a comma, a semicolon, a tab, a bar or runs of spaces. A first row of numbers only is data, unless
+    it counts 0, 1, 2, … Lines before it that begin with ``#`` are read past; the last of them names the columns if none
+    does. A first column without a name, or with that which pandas gives it, is a saved row index, and left out; so are
+    columns without a name and without values, as separators at the ends of lines make. The marks in numbers are those
+    of the file: see :func:`gradlogp.data.numerals.to_numbers`.
 
     Returns:
-        The columns chosen; how the file is written; lines on what was left out or read in one way of two.
+        The columns chosen, with lines on what was left out or read in one way of two; how the file is written.
 
     Raises:
-        InputError: for bytes that are not UTF-8, no rows, ragged rows, names that are blank or come twice, and text.
+        InputError: for text of an unknown encoding, no rows, ragged rows, names that are blank or come twice, and text.
     """
-    try:
-        return _parse(_decode(raw, what), what, Choice() if choice is None else choice)
-    except csv.Error as error:  # such as a quote that is never closed
-        raise InputError(f"{what}: got csv that cannot be parsed ({error}), want a table of numbers") from None
+    return _decoded(source, lambda encoding: _parse(source, encoding, choice))
 
 
-def parse_labels(raw: bytes, what: str, column: str) -> pl.Series:
+def parse_labels(source: Source, column: str) -> pl.Series:
     """One column of a csv file as it is written.
 
     Raises:
         InputError: as :func:`parse_csv`, and for a column that is not there.
     """
-    columns = _texts(_decode(raw, what), what, Choice((column,))).columns
-    return columns[Choice((column,)).of(columns.columns, what)[0]]
+    choice = Choice((column,))
+    _, _, _, columns, _ = _decoded(source, lambda encoding: _texts(source, encoding, choice))
+    return columns[choice.of(columns.columns, source.what)[0]]
 
 
-class _Texts(NamedTuple):
-    """The columns of a file as text, and how it is written."""
-
-    columns: pl.DataFrame
-    notes: tuple[str, ...]
-    names: list[str]
-    separator: str
-    header: bool
-
-
-def _parse(whole: str, what: str, choice: Choice) -> tuple[pl.DataFrame, Dialect, tuple[str, ...]]:
-    columns, index, names, separator, header = _texts(whole, what, choice)
-    kept = choice.of(columns.columns, what, gone=tuple(names))
-    numbers, comma, thousands = to_numbers(columns, separator, kept, what)
-    return numbers, Dialect(separator, header, comma), (*index, *choice.left_out(columns.columns), *thousands)
-
-
-def _texts(whole: str, what: str, choice: Choice) -> _Texts:
-    comment, text, stated = _preamble(whole)
-    separator = stated or _separator(text)
-    first, body = _split_first(text, separator)
-    names, header = first, not _is_data(first, body, separator)
-    if header and not body.strip():
-        raise InputError(f"{what}: got a header and no rows, want rows of numbers below it")
-    if not header:
-        (header, names), body = _names_above(comment, first, separator), text
-    names = _fit_width(names, body, separator, what, whole.count("\n") - body.count("\n") + 1)
-    columns, index = _named(_read(body, separator, len(names), what), names, choice, what)
-    return _Texts(columns, tuple(index), list(names), separator, header)
-
-
-def _decode(raw: bytes, what: str) -> str:
+def _decoded(source: Source, parse: Callable[[str], Read]) -> Read:
+    """What is read from text in the encoding that it is in."""
+    encoding, what = encoding_of(source), source.what
     try:
-        text = raw.decode("utf-8-sig")
+        return parse(encoding)
+    except UnicodeDecodeError:
+        if encoding != "utf-8":
+            raise InputError(f"{what}: got text that is not the {encoding} it says, want csv saved as UTF-8") from None
+    except csv.Error as error:
+        raise _unparsed(what, str(error)) from None
+    try:
+        return parse(_OTHER)
     except UnicodeDecodeError as error:
-        raise InputError(f"{what}: got text that is not UTF-8 (byte {error.start}), want csv saved as UTF-8") from None
-    if "\r" in text:
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if not text.strip():
-        raise InputError(f"{what}: got an empty file, want rows of numbers")
-    return text.rstrip("\n")
+        got = f"text that is neither UTF-8 nor {_OTHER} (byte {error.object[error.start]:#x})"
+        raise InputError(f"{what}: got {got}, want csv saved as UTF-8") from None
+    except InputError as error:
+        raise InputError(f"{error} (read as {_OTHER}: it is not UTF-8)") from None
+    except csv.Error as error:
+        raise _unparsed(what, str(error)) from None
 
 
-def _preamble(text: str) -> tuple[str, str, str | None]:
-    """The last line of comment above a table, the table, and what separates its cells if the first line says so."""
-    text = text.lstrip("\n")
-    stated = re.match(r'"?sep=([,;\t])"?\n+', text, re.IGNORECASE)
-    text = text[stated.end() :] if stated else text
-    comments = re.match(r"(?:#[^\n]*\n+)*", text)
-    table = text[comments.end() :] if comments else text
-    if table == text or table.startswith("#"):  # no comments, or nothing but such lines: those are rows
-        return "", text, stated[1] if stated else None
-    comment = text[: -len(table)].rstrip("\n").rpartition("\n")[2]
-    return re.sub(r"^#+\s+", "", comment), table, stated[1] if stated else None
+def _unparsed(what: str, reason: str) -> InputError:
+    return InputError(f"{what}: got csv that cannot be parsed ({reason}), want a table of numbers")
 
 
-def _separator(text: str) -> str:
-    """The first of tab, semicolon and comma that comes equally often in each of the first lines, else the commonest.
-
-    Below a header it may come once more or less, for row names or at the ends of lines.
-    """
-    lines = [re.sub('"[^"]*"', "", line) for line in text[:65536].split("\n", 10)[:10]]
-    lines = lines[:-1] if len(text) > 65536 and len(lines) > 1 else lines
-    below = {s: {line.count(s) for line in lines[1:] if line} or {lines[0].count(s)} for s in _SEPARATORS}
-    above = {separator: lines[0].count(separator) for separator in _SEPARATORS}
-    for most in (0, 1):
-        for separator, counts in below.items():
-            if len(counts) == 1 and above[separator] * min(counts) > 0 and abs(above[separator] - min(counts)) <= most:
-                return separator
-    if not any(above.values()):  # one name: that of one column of numbers?
-        names = [s for s in _SEPARATORS if below[s] == {1} and (s != "," or _row_names(text.partition("\n")[2], s))]
-        return names[0] if names else ";"
-    return max(",;\t", key=lines[0].count)
+def _parse(source: Source, encoding: str, choice: Choice) -> tuple[Parts, Dialect]:
+    for decimal in ".,":
+        try:
+            parts, dialect = _by_blocks(source, encoding, choice, decimal)
+            break
+        except (NotPlainError, IrregularQuotesError):
+            continue
+    else:
+        parts, dialect = _together(source, encoding, choice)
+    said = (f"read as {encoding}: it is not UTF-8",) if encoding == _OTHER else ()
+    return replace(parts, notes=(*said, *parts.notes)), dialect
 
 
-def _row_names(body: str, separator: str) -> bool:
-    """Whether the first cells of rows are their names: quoted, text, or counting from 0 or 1."""
-    starts = [line.partition(separator)[0].strip() for line in body.split("\n", 50)[:50]]
-    counting = any(starts == [str(first + i) for i in range(len(starts))] for first in (0, 1))
-    return counting or not is_number(starts[0])
+# -- in blocks
 
 
-def _split_first(text: str, separator: str) -> tuple[list[str], str]:
-    """The first record, and the text below it."""
-    lines = io.StringIO(text)
-    first = next(csv.reader(lines, delimiter=separator))
-    return [cell.strip() for cell in first], text[lines.tell() :]
+def _by_blocks(source: Source, encoding: str, choice: Choice, decimal: str) -> tuple[Parts, Dialect]:
+    """The numbers of a table whose cells are plain ones, with little more memory than for them."""
+    found, rest = _begun(source, encoding)
+    if decimal == "," and (found.separator != ";" or len(found.names) < 2):
+        raise NotPlainError
+    body = found.body.encode() + b"\n" * (not found.body.endswith("\n"))
+    start = split(body, found.separator, len(found.names) == 1)
+    names = _fit_width(found, start, source.what)
+    roles = _roles(names, _blank(start.texts, names), choice, source.what)
+    kept = choice.of(list(roles.taken), source.what, gone=tuple(names))
+    places = [roles.taken[name] for name in kept]
+    _check_fits(source, len(body), len(start.widths) * len(kept))
+    numbers = PlainNumbers(
+        len(names), places, roles.blank, decimal, lambda i, j: f"{source.what}: column {short(names[j])}, row {i}"
+    )
+    rows = lines = 0
+    for block in _all_cells(start, rest, found, len(names)):
+        _check_widths(block, found, len(names), source.what, rows, lines)
+        numbers.add(block.texts)
+        rows += len(block.widths)
+        lines += block.block.count(b"\n")
+        if source.packed:
+            check_room(rows * len(kept) * 8, source.what, f"more than {rows:,} rows")
+    values, types = numbers.columns()
+    notes = (*roles.notes, *choice.left_out(list(roles.taken)))
+    line = found.lines_above + 1 if lines == rows else None
+    return Parts("polars", tuple(kept), types, values, notes, line), Dialect(
+        found.separator, found.header, decimal == ","
+    )
 
 
-def _is_data(cells: list[str], body: str, separator: str) -> bool:
-    """Whether a first row is data: numbers only, and not the header 0, 1, 2, … of a saved array."""
-    cells = _without_blank_end(cells)
-    known = all(is_number(cell) or is_missing(cell) for cell in cells)
-    if not known or not any(map(is_number, cells)):
-        return False
-    names = cells[1:] if cells[0] == "" else cells
-    counting = names == [str(i) for i in range(len(names))] and (len(names) > 2 or cells[0] == "")
-    index = cells[0] == "" and all(map(str.isdigit, names)) and body.startswith(f"0{separator}")
-    return not counting and not index
+def _begun(source: Source, encoding: str) -> tuple[Layout, Iterator[bytes]]:
+    """The layout of a table, with the first of its rows, and the blocks of the others."""
+    rest = blocks(source, encoding)
+    start = next(rest, b"")
+    if not start.strip():
+        raise InputError(f"{source.what}: got an empty file, want rows of numbers")
+    found = layout(start.decode())
+    while not found.body.strip() or re.fullmatch(rb"(?:#[^\n]*\n|\n)*", start):
+        more = next(rest, b"")
+        if not more and found.body.strip():
+            break
+        if not more:
+            raise InputError(f"{source.what}: got a header and no rows, want rows of numbers below it")
+        start += more
+        found = layout(start.decode())
+    if (
+        found.separator == " "
+        and not found.header
+        and re.fullmatch(r"(?:[+-]?\d{1,3}(?: \d{3})+\s+)+", found.body + " ")
+    ):
+        got = f"{short(found.body.partition(chr(10))[0])} in each row, which may be one column of thousands or several"
+        raise InputError(f"{source.what}: got {got}, want names of the columns above, or another mark between cells")
+    return found, rest
 
 
-def _without_blank_end(cells: list[str]) -> list[str]:
-    last = max((i for i, cell in enumerate(cells) if cell), default=-1)
-    return cells[: last + 1]
+def _all_cells(start: Cells, rest: Iterator[bytes], found: Layout, width: int) -> Iterator[Cells]:
+    yield start
+    for block in rest:
+        yield split(block, found.separator, width == 1)
 
 
-def _names_above(comment: str, first: list[str], separator: str) -> tuple[bool, list[str]]:
-    """Names of columns from a comment above rows without a header, and whether it holds such; else column_0, …"""
-    width = len(_without_blank_end(first))
-    cells = [cell.strip() for cell in next(csv.reader([comment], delimiter=separator), [])]
-    if len(cells) == width and all(cell and " " not in cell and not is_number(cell) for cell in cells):
-        return True, [*cells, *first[width:]]
-    return False, [*(f"column_{i}" for i in range(width)), *first[width:]]
+def _check_fits(source: Source, read: int, cells: int) -> None:
+    """Refuse a file whose numbers are more than memory holds, as its first block lets expect."""
+    if not source.packed and source.size > read > 0:
+        cells = round(cells * source.size / read)
+        check_room(cells * 8, source.what, f"a file of about {cells:,} numbers")
 
 
-def _fit_width(names: list[str], body: str, separator: str, what: str, line: int) -> list[str]:
+def _fit_width(found: Layout, start: Cells, what: str) -> list[str]:
     """As many names as rows have cells, blank ones for row names and for separators at the ends of lines.
 
     Raises:
         InputError: naming the first row that has another number of cells.
     """
-    rows = list(_rows(body, separator))
-    widths, bare = {width for width, _ in rows if width > 0}, _without_blank_end(names)
-    if widths == {len(names)}:
-        return names
+    names, separator = found.names, found.separator
+    widths, bare = set(start.widths.tolist()), without_blank_end(names)
     if widths == {len(names) + 1}:
-        if all(row.endswith(separator) for row in body.split("\n") if row):
+        last = start.texts.gather_every(len(names) + 1, len(names))
+        if (last == "").all():
             return [*names, ""]
-        if _row_names(body, separator):
+        if row_names(found.body, separator):
             return ["", *names]
     if widths == {len(bare)}:
         return bare
-    row, (width, end) = next((i, r) for i, r in enumerate(rows) if r[0] not in (0, len(names)))
-    cells = f"{width} cell{'s' * (width != 1)} in row {row} (line {end + line})"
-    shown = short(body.split("\n")[end])
-    hint = "; quote a cell that holds a comma" if separator == "," and width > len(names) else ""
-    raise InputError(f"{what}: got {cells}, {shown}, want {len(names)} as in the first line{hint}")
+    _check_widths(start, found, len(names), what, 0, 0)
+    return names
 
 
-def _rows(body: str, separator: str) -> Iterator[tuple[int, int]]:
-    """How many cells each row has, 0 for a blank line, and its last line (quoted cells need the slow way)."""
-    if '"' not in body:
-        yield from ((row.count(separator) + 1 if row else 0, i) for i, row in enumerate(body.split("\n")))
+def _check_widths(block: Cells, found: Layout, width: int, what: str, rows: int, lines: int) -> None:
+    """Refuse a row that has another number of cells than the first line."""
+    wrong = block.widths != width
+    if not wrong.any():
         return
-    reader = csv.reader(io.StringIO(body), delimiter=separator)
-    for row in reader:
-        yield len(row), reader.line_num - 1
+    row = int(wrong.argmax())
+    line, count = block.line(row), int(block.widths[row])
+    cells = f"{count} cell{'s' * (count != 1)} in row {rows + row} (line {found.lines_above + lines + line + 1})"
+    text = short(block.block[block.starts[row] :].partition(b"\n")[0].decode())
+    hint = "; quote a cell that holds a comma" if found.separator == "," and count > width else ""
+    raise InputError(f"{what}: got {cells}, {text}, want {width} as in the first line{hint}")
 
 
-def _read(body: str, separator: str, width: int, what: str) -> pl.DataFrame:
-    """Cells as text, null for empty ones; blank lines count as rows only if there is one column."""
-    if width > 1 and '"' not in body:
-        body = re.sub("\n\n+", "\n", body.lstrip("\n"))
-    names = [str(i) for i in range(width)]
-    try:
-        return pl.read_csv(
-            body.encode(), separator=separator, has_header=False, new_columns=names, infer_schema_length=0
-        )
-    except pl.exceptions.PolarsError as error:
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(f"{what}: got csv that cannot be parsed ({reason}), want a table of numbers") from None
+class _Roles(NamedTuple):
+    """Names and places of the columns of data, the places of blank columns, and lines on those left out."""
+
+    taken: dict[str, int]
+    blank: list[int]
+    notes: tuple[str, ...]
 
 
-def _named(frame: pl.DataFrame, names: list[str], choice: Choice, what: str) -> tuple[pl.DataFrame, tuple[str, ...]]:
-    """The columns of the data, and a line on the saved row index that stood before them.
+def _blank(texts: pl.Series, names: list[str]) -> list[bool]:
+    """Which columns have no name, and no values in these rows."""
+    return [
+        name == "" and bool((texts.gather_every(len(names), i).str.strip_chars() == "").all())
+        for i, name in enumerate(names)
+    ]
+
+
+def _roles(names: list[str], blank: Sequence[bool], choice: Choice, what: str) -> _Roles:
+    """What each column is: data, blank, or the saved row index that stands before them.
 
     Raises:
         InputError: for a column of values without a name after the first named one, and a name that comes twice.
     """
-    taken: dict[str, pl.Series] = {}
+    taken: dict[str, int] = {}
     index: list[str] = []
-    for i, (name, column) in enumerate(zip(names, frame.iter_columns(), strict=True)):
-        if name == "" and (column.fill_null("").str.strip_chars() == "").all():
+    for i, name in enumerate(names):
+        if blank[i]:
             continue
         if not taken and (name == "" or (re.fullmatch(UNNAMED, name) and not choice.names([name]))):
             index.append("the first column, which has no name" if name == "" else f"column {short(name)}")
@@ -231,7 +235,61 @@ def _named(frame: pl.DataFrame, names: list[str], choice: Choice, what: str) -> 
         elif name in taken:
             unique(tuple(filter(None, names)), what)
         else:
-            taken[name] = column.alias(name)
+            taken[name] = i
     if not taken:
         raise InputError(f"{what}: got no column with a name, want one for each column")
-    return pl.DataFrame(list(taken.values())), tuple(f"left out {name}: a saved row index" for name in index)
+    notes = tuple(f"left out {name}: a saved row index" for name in index)
+    return _Roles(taken, [i for i, none in enumerate(blank) if none], notes)
+
+
+# -- together
+
+
+def _together(source: Source, encoding: str, choice: Choice) -> tuple[Parts, Dialect]:
+    """The numbers of a table whose marks, or quotes, must be seen together."""
+    found, names, roles, columns, line = _texts(source, encoding, choice)
+    kept = choice.of(columns.columns, source.what, gone=tuple(names))
+    numbers, comma, thousands = to_numbers(columns, found.separator, kept, source.what)
+    parts = unpack(numbers, source.what)
+    notes = (*roles.notes, *choice.left_out(columns.columns), *thousands)
+    return replace(parts, notes=notes, line=line), Dialect(found.separator, found.header, comma)
+
+
+_Texts: TypeAlias = tuple[Layout, list[str], _Roles, pl.DataFrame, int | None]
+
+
+def _texts(source: Source, encoding: str, choice: Choice) -> _Texts:
+    """The columns of a table as text, how it is laid out, and the line of the first row if each has its own."""
+    if not source.packed:
+        check_room(6 * source.size, source.what, f"text of {source.size / 1e9:.3g} GB with marks in its numbers")
+    found, rest = _begun(source, encoding)
+    body = b"".join([found.body.encode() + b"\n" * (not found.body.endswith("\n")), *rest])
+    try:
+        cells = split(body, found.separator, len(found.names) == 1)
+    except IrregularQuotesError:
+        cells = _by_records(body, found, source.what)
+    names = _fit_width(found, cells, source.what)
+    _check_widths(cells, found, len(names), source.what, 0, 0)
+    roles = _roles(names, _blank(cells.texts, names), choice, source.what)
+    columns = pl.DataFrame([cells.texts.gather_every(len(names), i).alias(n) for n, i in roles.taken.items()])
+    return found, names, roles, columns, found.lines_above + 1 if body.count(b"\n") == columns.height else None
+
+
+def _by_records(body: bytes, found: Layout, what: str) -> Cells:
+    """Cells of a table with quotes within them, as Python reads it."""
+    body = one_space(body) if found.separator == " " else body
+    reader = csv.reader(io.StringIO(body.decode()), delimiter=found.separator, strict=True)
+    records, lines = list[list[str]](), list[int]()
+    line = 0
+    try:
+        for record in reader:
+            if record or len(found.names) == 1:
+                records.append(record or [""])
+                lines.append(line)
+            line = reader.line_num
+    except csv.Error as error:
+        at = f"{error}, in the row that begins on line {found.lines_above + line + 1}"
+        raise _unparsed(what, at) from None
+    begins = np.concatenate([[0], np.flatnonzero(np.frombuffer(body, np.uint8) == 10) + 1])
+    widths: NDArray[np.intp] = np.array(list(map(len, records)), dtype=np.intp)
+    return Cells(pl.Series([cell for record in records for cell in record]), widths, begins[lines], body)

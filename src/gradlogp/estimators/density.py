@@ -22,6 +22,7 @@ from gradlogp._shapes import Batch, InputError, as_count, as_level
 from gradlogp.audit import Audit
 from gradlogp.data import Grid, Schema, detect_grid, read
 from gradlogp.data.containers import short
+from gradlogp.data.memory import check_room
 from gradlogp.diagnostics import Estimate, SelfCheck, correlation_length, self_check
 from gradlogp.estimators import densities, diagnosis, outliers, saved
 from gradlogp.estimators.building import FEW_COORDINATES, closed_form, network_sizes, put_together
@@ -171,6 +172,8 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
 
     def _fit_steps(self, X: Any, groups: Any) -> Iterator[Record]:
         table = read(X, min_rows=MIN_ROWS)
+        width = table.values[0].size
+        check_room(4 * 8 * width**2, "X", f"{width:,} columns, whose covariance the closed form takes apart")
         generator = generator_from(self.random_state, device_from(self.device))
         grid = detect_grid(table.values)
         units = Units.of_data(table.values, self.standardize, grid, table.schema)
