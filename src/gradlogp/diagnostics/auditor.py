@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradlogp._draws import Seeded
 from gradlogp._shapes import InputError
 from gradlogp.diagnostics.references import Draws, Rows
 from gradlogp.kernels import Kernel
@@ -87,13 +88,14 @@ class SmallNetwork:
         """Fit."""
         mean, spread = features.mean(0), features.std(0).clamp_min(1e-12)
         x, y = ((features - mean) / spread).float(), target.float()
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            torch.manual_seed(int(torch.randint(2**31, (), generator=generator, device=generator.device)))
+        seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
+        with Seeded(seed):
             hidden = [nn.Linear(x.shape[1], self.width), nn.SiLU(), nn.Linear(self.width, self.width), nn.SiLU()]
             last = nn.Linear(self.width, y.shape[1])
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
-            network = nn.Sequential(*hidden, last).to(x.device)
+        network = nn.Sequential(*hidden, last).to(x.device)
+        with torch.enable_grad():
             optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-2)
             for _ in range(self.n_steps):
                 rows = torch.randint(len(x), (256,), generator=generator, device=generator.device).to(x.device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from gradlogp.estimators.building import FEW_COORDINATES, closed_form, network_s
 from gradlogp.estimators.outliers import Again
 from gradlogp.estimators.parameters import check_parameters, device_from, generator_from
 from gradlogp.estimators.splits import deal, row_labels
+from gradlogp.estimators.threads import threads
 from gradlogp.estimators.units import Array, Units, grid_steps
 from gradlogp.kernels import Gaussian, Kernel
 from gradlogp.models import EnergyModel, OnReference, Reference, ScoreModel, posterior
@@ -163,7 +163,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         check_parameters(self)
         steps = self._fit_steps(X, groups)
         while True:
-            with _threads(self.n_jobs):
+            with threads(self.n_jobs):
                 record = next(steps, None)
             if record is None:
                 return
@@ -277,7 +277,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         state = self.random_state if random_state is None else random_state
         generator = generator_from(state, device_from(self.device))
         model = model.to(generator.device)
-        with _threads(self.n_jobs):
+        with threads(self.n_jobs):
             rows = self._sample(model, int(n), generator)
         model.cpu()
         return self.schema_.restore(rows)
@@ -430,7 +430,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         """f of the model; above the largest level trained, of its closed form."""
         high = self.levels_.sigma_max
         above = at > high
-        with torch.no_grad(), _threads(self.n_jobs):
+        with torch.no_grad(), threads(self.n_jobs):
             if bool(above.all()):
                 return f(model.skip, z, Gaussian(at)).double().numpy()
             out = f(model, z, Gaussian(at.clamp(max=high)))
@@ -475,7 +475,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         """
         self._fitted()
         z = self.to_model(X)
-        with _threads(self.n_jobs):
+        with threads(self.n_jobs):
             return densities.log_prob(self, z, trace, random_state)
 
     def score_samples(self, X: Any) -> Array:
@@ -504,7 +504,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         self._fitted()
         values = self.schema_.check(X).values
         self.units_.checked(values, self.schema_)  # or far rows would be found in the draws around them
-        with _threads(self.n_jobs):
+        with threads(self.n_jobs):
             return densities.log_mass(self, values, n_draws, random_state)
 
     def decision_function(self, X: Any) -> Array:
@@ -522,7 +522,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         near = ~self.units_.far(values).reshape(len(values), -1).any(1)
         labels = np.full(len(values), -1)
         if near.any():
-            with _threads(self.n_jobs):
+            with threads(self.n_jobs):
                 found = densities.log_prob(self, self.units_.to_model(values[near]), None).value.numpy()
             labels[near] = np.where(found < self.offset_, -1, 1)
         return labels
@@ -562,7 +562,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         self._fitted()
         if self._unseen.log_prob is None:
             generator = generator_from(self.random_state, device_from(self.device))
-            with _threads(self.n_jobs):
+            with threads(self.n_jobs):
                 self._unseen = outliers.measured(self, self._unseen, None, generator)
         return self._unseen
 
@@ -603,7 +603,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         """
         self._fitted()
         state = self.random_state if random_state is None else random_state
-        with _threads(self.n_jobs):
+        with threads(self.n_jobs):
             return diagnosis.diagnose(self, X_test, X_train, groups, out, n_levels, state)
 
     def _fitted(self) -> OnReference:
@@ -656,18 +656,6 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         self.self_check_, self.score_error_ = parts.check, parts.error
         self.n_held_out_ = parts.n_held_out
         self._unseen = parts.unseen
-
-
-@contextmanager
-def _threads(n: int | None) -> Iterator[None]:
-    """Use so many threads, and put the setting back."""
-    before = torch.get_num_threads()
-    if n is not None:
-        torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _at(level: Tensor, rows: range) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch import distributions as td
 
+from gradlogp._draws import Seeded
 from gradlogp._shapes import Batch, InputError, Rows, as_count, per_row, same_event
 from gradlogp.kernels import Additive, Gaussian, Kernel
 from gradlogp.kernels.landmarks import CENTER, landmarks
@@ -60,10 +61,9 @@ class Quadrature(Oracle):
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Batch:
         """Draws from p, ``(n, 1)``."""
-        seed = int(torch.randint(2**62, (), generator=generator))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            draws: Tensor = self.distribution.sample(torch.Size((as_count(n), 1)))
+        n, seed = as_count(n), int(torch.randint(2**62, (), generator=generator))
+        with Seeded(seed):
+            draws: Tensor = self.distribution.sample(torch.Size((n, 1)))
         return draws
 
     def log_prob(self, x_t: Batch, kernel: Kernel) -> Rows:
@@ -154,8 +154,7 @@ def _grid(law: td.Distribution, breakpoints: Tensor | None) -> Grid:
     name = f"Quadrature({type(law).__name__})"
 
     def draw() -> Tensor:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with Seeded(0):
             draws: Tensor = law.sample(torch.Size((_N_DRAWS,)))
         return draws
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
+from gradlogp._draws import Seeded, dropout_from
 from gradlogp._shapes import Batch, InputError, as_batch, same_event
 from gradlogp.models import GaussianReference, ScoreModel, require_model
 from gradlogp.objectives import DenoisingScoreMatching, Objective
@@ -54,7 +54,8 @@ def train(
         objective: loss of a row; by default :class:`~gradlogp.objectives.DenoisingScoreMatching` with the batch as
             references, whose target has less noise: ``benchmarks/stable_target.py``.
         average: the running average of the weights, for a caller that wants to see it between records.
-        generator: source of every draw.
+        generator: source of every draw, and its seed that of dropout layers; what a network draws in other ways comes
+            from torch's global source.
 
     Raises:
         InputError: x or held_out not finite batches, or a loss that is not finite (the best weights so far are kept);
@@ -123,6 +124,7 @@ def _steps(
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = _optimiser(parameters, recipe)
     batches = _batches(x, recipe.batch_size, generator)
+    dropout = _dropout(model, generator)
     total, since, start = torch.zeros((), device=x.device), 0, time.perf_counter()
     model.train()
     for step in range(recipe.n_steps):
@@ -131,8 +133,11 @@ def _steps(
             group["lr"] = group["times"] * recipe.rate(step, progress)
         rows = next(batches)
         sigma = levels.draw(len(rows), generator=generator, like=rows)
-        with _dropout_from(generator, step):
+        dropout(True)
+        try:
             each = loss(model, rows, sigma, generator)
+        finally:
+            dropout(False)
         optimiser.zero_grad(set_to_none=True)
         recipe.weight.minimised(each, sigma).mean().backward()
         nn.utils.clip_grad_norm_(parameters, recipe.clip)
@@ -160,20 +165,9 @@ def _optimiser(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Op
     return recipe.optimiser(groups, lr=recipe.learning_rate)
 
 
-@contextmanager
-def _dropout_from(generator: torch.Generator | None, step: int) -> Iterator[None]:
-    """Dropout draws from torch's global source: seed it by the generator's seed and the step, and put it back after."""
-    if generator is None:
-        yield
-        return
-    on_gpu = generator.device.type == "cuda"
-    source = torch.cuda.default_generators[generator.device.index or 0] if on_gpu else torch.default_generator
-    state = source.get_state()
-    source.manual_seed((generator.initial_seed() + step) % 2**63)
-    try:
-        yield
-    finally:
-        source.set_state(state)
+def _dropout(model: ScoreModel, generator: torch.Generator | None) -> Callable[[bool], None]:
+    """A switch that has dropout draw from the generator's seed; from torch's global source where there is none."""
+    return (lambda _: None) if generator is None else dropout_from(model, Seeded(generator.initial_seed()))
 
 
 def _batches(x: Batch, size: int, generator: torch.Generator | None) -> Iterator[Batch]:
