@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,18 @@ import torch
 from jaxtyping import config as jaxtyping_config
 from sklearn.exceptions import NotFittedError
 
-from gradlogp import InputError, ScoreDensity, kernels, training
+from gradlogp import (
+    InputError,
+    ScoreDensity,
+    _memory,
+    _shapes,
+    diagnostics,
+    kernels,
+    models,
+    oracles,
+    samplers,
+    training,
+)
 from gradlogp.cli import main
 
 QUICK = {"n_steps": 2, "width": 4, "depth": 1, "device": "cpu", "random_state": 0, "verbose": False}
@@ -128,26 +140,27 @@ def test_data_to_fit(kind):
 
 # -- Python: parameters
 
-PARAMETERS = {
+LONG = np.ones((30, 30))  # its text has many lines
+PARAMETERS: dict[str, tuple] = {
     "sigma_min": (0, -1.0, math.nan, math.inf, "small", True, [1.0]),
     "sigma_max": (0, -1.0, math.nan, math.inf, "large", False),
-    "standardize": ("yes", None, 2, [True]),
-    "width": (0, -3, 1.5, "wide", True),
-    "depth": (0, 2.0, None, True),
-    "n_steps": (0, -1, 1e3, None, "many"),
-    "batch_size": (0, 2.5, "many"),
-    "n_jobs": (0, 1.5, "all"),
-    "learning_rate": (0, -1e-3, math.nan, math.inf, None, "fast"),
-    "dropout": (-0.1, 1.0, math.nan, "some", True),
-    "max_seconds": (0, -5, math.nan, "short"),
-    "patience": (0, 1.5, None),
+    "standardize": ("yes", None, 2, [True], LONG),
+    "width": (0, -3, 1.5, "wide", True, 10**10, 10**400),
+    "depth": (0, 2.0, None, True, 10**11),
+    "n_steps": (0, -1, 1e3, None, "many", 10**10, 10**400),
+    "batch_size": (0, 2.5, "many", 10**10),
+    "n_jobs": (0, 1.5, "all", 100_000, -(10**400)),
+    "learning_rate": (0, -1e-3, math.nan, math.inf, None, "fast", 10**400),
+    "dropout": (-0.1, 1.0, math.nan, "some", True, LONG),
+    "max_seconds": (0, -5, math.nan, "short", 10**400),
+    "patience": (0, 1.5, None, 10**400),
     "energy": ("yes", None, 1),
-    "objective": ("speed", "", None),
+    "objective": ("speed", "", None, LONG),
     "contamination": (0.0, 0.7, -0.1, float("nan"), "auto"),
     "validation_fraction": (0, 1, -0.1, math.nan, None, "half"),
-    "sampling_steps": (0, -1, 2.5, None),
-    "device": ("tpu", "", 3.5, "meta", "cpu:x", -1),
-    "random_state": (-1, 1.5, "lucky", True, 2**64),
+    "sampling_steps": (0, -1, 2.5, None, 10**10),
+    "device": ("tpu", "", 3.5, "meta", "cpu:x", -1, 10**400),
+    "random_state": (-1, 1.5, "lucky", True, 2**64, 10**400, LONG),
 }
 
 
@@ -156,6 +169,38 @@ def test_parameters(name, value):
     text = message(ScoreDensity(**QUICK | {name: value}).fit, GOOD)
     says(text, name, "got", "want")
     assert len(text) < 160
+
+
+NORMAL, UNIT = oracles.GaussianMixture([1.0], [[0.0, 0.0, 0.0]], 1.0), kernels.Gaussian(1.0)
+MEMORY = {
+    "width": lambda: ScoreDensity(**QUICK | {"width": 10**6}).fit(GOOD),
+    "batch_size": lambda: ScoreDensity(**QUICK | {"batch_size": 10**9}).fit(GOOD),
+    "n": lambda: oracles.Empirical(torch.ones(2, 2)).sample(10**14),
+    "x_or_n": lambda: samplers.sample(oracles.GaussianMixture([1.0], [[0.0]], 1.0), 10**13),
+    "n_noise": lambda: diagnostics.score_error(NORMAL, None, torch.from_numpy(GOOD), [UNIT], n_noise=10**9),
+    "n_bootstrap": lambda: diagnostics.stein_test(NORMAL, torch.from_numpy(GOOD), UNIT, n_bootstrap=10**9),
+    "n_hidden": lambda: models.DenoisingAutoencoder.of_data(torch.from_numpy(GOOD), 10**9, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", MEMORY)
+def test_what_does_not_fit_into_memory(name, monkeypatch):
+    """The largest number that is said to fit is not refused for its memory."""
+    monkeypatch.setattr(_shapes, "free", lambda device=None: 10**8)
+    text = message(MEMORY[name])
+    says(
+        text, f"{'n' if name == 'x_or_n' else name}: got 10000", "which needs", " for the 100 MB of memory that is free"
+    )
+    assert re.search(r"want at most [1-9]\d* for", text)
+
+
+def test_a_number_that_fits_just_works():
+    _shapes.require_memory(10**9, "n", lambda n: n)
+    with pytest.raises(InputError, match="needs 1e15 GB, want at most 0 for"):
+        _shapes.require_memory(10**15, "n", lambda n: 10**9 * n + 10**20)
+    assert _memory.largest(lambda n: 3 * n, 1000, 100) == 33
+    assert _memory.said(24 * 10**9) == "24 GB"
+    assert 10**8 < _memory.free() < 10**14
 
 
 def test_every_parameter_is_among_them():
@@ -191,9 +236,9 @@ def test_not_fitted(use, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("n", [0, -1, 1.5, "3", None, True, math.nan, [3]])
+@pytest.mark.parametrize("n", [0, -1, 1.5, "3", None, True, math.nan, [3], 10**400])
 def test_numbers_of_samples(est, n):
-    says(message(est.sample, n), "n: got", "want a whole number >= 1")
+    says(message(est.sample, n), "n: got", "want")
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, "a", True, 2**64])
@@ -541,7 +586,7 @@ LINES = {
     "out no model": ("fit good.csv --out other", "other", "want a new name"),
     "out here": ("fit good.csv --out .", "want a new name"),
     "out with a name too long": (f"fit good.csv --out {'x' * 300} --steps 1", "name too long"),
-    "sample nothing": ("sample model -n 0 --out s.csv", "-n: got 0", "want a whole number >= 1"),
+    "sample nothing": ("sample model -n 0 --out s.csv", "-n: got 0", "want at least 1"),
     "sample fewer": ("sample model -n -3 --out s.csv", "-n: got -3"),
     "sample a fraction": ("sample model -n 2.5 --out s.csv", "-n", "'2.5'"),
     "sample without n": ("sample model --out s.csv", "-n"),

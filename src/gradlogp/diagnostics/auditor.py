@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gradlogp._draws import Seeded
-from gradlogp._shapes import InputError
+from gradlogp._shapes import InputError, as_count
 from gradlogp.diagnostics.references import Draws, Rows
 from gradlogp.kernels import Kernel
 from gradlogp.models import ScoreModel
@@ -44,8 +44,8 @@ class BoostedTrees:
     """
 
     def __init__(self, n_trees: int = 40, n_leaves: int = 8) -> None:
-        self.n_trees = n_trees
-        self.n_leaves = n_leaves
+        self.n_trees = as_count(n_trees, "n_trees", most=10_000)
+        self.n_leaves = as_count(n_leaves, "n_leaves", least=2)
 
     def __call__(self, features: Tensor, target: Tensor, generator: torch.Generator) -> Predictor:
         """Fit.
@@ -81,8 +81,8 @@ class SmallNetwork:
     """
 
     def __init__(self, width: int = 64, n_steps: int = 200) -> None:
-        self.width = width
-        self.n_steps = n_steps
+        self.width = as_count(width, "width", each=8)
+        self.n_steps = as_count(n_steps, "n_steps")
 
     def __call__(self, features: Tensor, target: Tensor, generator: torch.Generator) -> Predictor:
         """Fit."""

@@ -44,7 +44,7 @@ def threads(n: int | None) -> Iterator[None]:
             _shared.before = before
         _shared.n_calls += 1
         _own.depth += 1
-        torch.set_num_threads(n if n > 0 else max(1, (os.cpu_count() or 1) + 1 + n))
+        torch.set_num_threads(int(n) if n > 0 else max(1, (os.cpu_count() or 1) + 1 + n))
     try:
         yield
     finally:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gradlogp._shapes import Batch, InputError, Rows, as_batch, same_event
+from gradlogp._shapes import Batch, InputError, Rows, as_batch, as_number, same_event
 from gradlogp.kernels import Gaussian
 from gradlogp.likelihood.bound import require_score_model
 from gradlogp.likelihood.gaussian_at import gaussian_at
@@ -19,7 +19,7 @@ from gradlogp.likelihood.residual import Clock, ResidualFlow
 from gradlogp.likelihood.traces import Exact, Signs, Trace
 from gradlogp.models import GaussianReference, ScoreModel, event_of
 from gradlogp.samplers import Frame
-from gradlogp.samplers.starts import STOP, one_level, seed_from
+from gradlogp.samplers.starts import STOP, seed_from
 
 FAR = 100.0  # default sigma_max of a model that has no largest level, in standard deviations of the widest direction
 EXACT_BELOW = 128  # coordinates up to which the trace is exact by default
@@ -224,7 +224,7 @@ def _levels(
         sigma_max = trained[1] if trained is not None else FAR * reference.eigenvalues.max().sqrt().item()
     if sigma_min is None and reference is not None:
         sigma_min = trained[0] if trained is not None else STOP * reference.data_scale.item()
-    low, high = one_level(sigma_min, "sigma_min"), one_level(sigma_max, "sigma_max")
+    low, high = as_number(sigma_min, "sigma_min"), as_number(sigma_max, "sigma_max")
     if low >= high:
         raise InputError(f"sigma_min, sigma_max: got {low:g} and {high:g}, want sigma_min < sigma_max")
     return low, high, gaussian_at(model, x, high) if reference is None else reference

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
@@ -23,6 +24,7 @@ from gradlogp.oracles.base import Oracle, WeightedPoints, by_chunks
 _N_EDGES = 320  # about as many intervals a row; it only sizes the chunks
 _STEPS = 2.0 ** torch.cat([torch.arange(-40.0, -3.0, 2.0), torch.arange(-3.0, 6.5, 0.5)]).double()
 _N_DRAWS = 8193
+_MOST_NODES = 1000
 _OFFSETS: WeakKeyDictionary[Kernel, Grid] = WeakKeyDictionary()
 
 
@@ -54,14 +56,15 @@ class Quadrature(Oracle):
             raise InputError(f"Quadrature: got batch and event shapes {shapes}, want a law of one number, (), ()")
         self.distribution = distribution
         self._law = in_float64(distribution)
-        self._order = as_count(order, "order")
+        self._order = as_count(order, "order", most=_MOST_NODES)
         grid = _grid(self._law, breakpoints)
         self._missing = grid.missing
         self.register_buffer("edges", grid.edges)
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Batch:
         """Draws from p, ``(n, 1)``."""
-        n, seed = as_count(n), int(torch.randint(2**62, (), generator=generator))
+        n = as_count(n, most=sys.maxsize, each=8)
+        seed = int(torch.randint(2**62, (), generator=generator))
         with Seeded(seed):
             draws: Tensor = self.distribution.sample(torch.Size((n, 1)))
         return draws

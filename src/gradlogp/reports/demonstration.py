@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 import shutil
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gradlogp._shapes import InputError
+from gradlogp._shapes import InputError, as_positive
 from gradlogp.audit.canvas import write
 from gradlogp.estimators.threads import threads
 from gradlogp.reports.learn import held_out_of, learn_digits, learn_field, shown
@@ -96,8 +95,7 @@ def _what_next(out: Path, seconds: float) -> str:
 
 def _check(out: Path, seconds: float) -> None:
     """Refuse what cannot work before the long work."""
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
-        raise InputError(f"seconds: got {seconds!r}, want a finite number > 0")
+    as_positive(seconds, "seconds")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file, want a folder for the demo")
     if not out.absolute().parent.is_dir():

@@ -22,6 +22,7 @@ from gradlogp.training.loss import WeightedLoss
 from gradlogp.training.recipe import Goal, Recipe
 from gradlogp.training.records import Record
 
+_REFERENCES = 4096  # at most, of the stable target: the pairs of larger batches would take longer than the network
 _FASTER = 10  # learning rate of what a weight learns, over that of the network: it has a few values only
 
 
@@ -52,17 +53,19 @@ def train(
             has both: ``levels=goal.levels, recipe=Recipe(weight=goal.weight)``.
         recipe: how to train, and what each level counts.
         objective: loss of a row; by default :class:`~gradlogp.objectives.DenoisingScoreMatching` with the batch as
-            references, whose target has less noise: ``benchmarks/stable_target.py``.
+            references (4096 of its rows at a time), whose target has less noise: ``benchmarks/stable_target.py``.
         average: the running average of the weights, for a caller that wants to see it between records.
         generator: source of every draw, and its seed that of dropout layers; what a network draws in other ways comes
             from torch's global source.
 
     Raises:
         InputError: x or held_out not finite batches, or a loss that is not finite (the best weights so far are kept);
-            a noise that is no scale family.
+            a noise that is no scale family; a network that gives no finite rows like its input, or no gradient.
     """
     recipe, (x, held_out) = Recipe() if recipe is None else recipe, _checked(model, x, held_out, levels)
-    objective = DenoisingScoreMatching(references=recipe.batch_size) if objective is None else objective
+    objective = (
+        DenoisingScoreMatching(references=min(recipe.batch_size, _REFERENCES)) if objective is None else objective
+    )
     reference = GaussianReference.of_data(x) if model.reference is None else model.reference
     loss = WeightedLoss(objective, reference, model.noise, recipe.weight)
     seed = int(
@@ -108,7 +111,10 @@ def _loss_before(model: ScoreModel, x: Batch, loss: WeightedLoss, levels: Levels
     rows = repeated(x, MIN_DRAWS)
     sigma = levels.draw(len(rows), generator=g, like=rows)
     with torch.no_grad():
-        return loss(model, rows, sigma, g).mean().item()
+        mean = loss(model, rows, sigma, g).mean().item()
+    if not math.isfinite(mean):
+        raise InputError(f"model: got a loss of {mean} before the first step, want a network that gives finite numbers")
+    return mean
 
 
 def _steps(
@@ -138,6 +144,8 @@ def _steps(
             each = loss(model, rows, sigma, generator)
         finally:
             dropout(False)
+        if not each.requires_grad:
+            raise InputError("model: got a loss without a gradient in its parameters, want a network without detach()")
         optimiser.zero_grad(set_to_none=True)
         recipe.weight.minimised(each, sigma).mean().backward()
         nn.utils.clip_grad_norm_(parameters, recipe.clip)
