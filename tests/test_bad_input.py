@@ -6,6 +6,7 @@ In Python it is an ``InputError``, on the command line exit code 2 and one line 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -14,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +36,14 @@ from gradlogp import (
     kernels,
     models,
     oracles,
+    processes,
     samplers,
     training,
 )
+from gradlogp.audit.bar import Bar
 from gradlogp.cli import main
+from gradlogp.cli.mistakes import mistake
+from gradlogp.estimators.parameters import check_parameters, generator_from
 
 QUICK = {"n_steps": 2, "width": 4, "depth": 1, "device": "cpu", "random_state": 0, "verbose": False}
 R = np.random.default_rng(0)
@@ -217,6 +223,64 @@ def test_a_learning_rate_that_blows_up():
     est = ScoreDensity(**QUICK | {"n_steps": 200, "learning_rate": 1e30})
     says(message(est.fit, GOOD), "not finite", "learning rate")
     message(est.sample, 1, error=NotFittedError)
+
+
+META, NESTED = torch.ones(3, 3, device="meta"), torch.nested.nested_tensor([torch.ones(2)], layout=torch.jagged)
+TENSORS = {"on the meta device": META, "nested": NESTED, "sparse": torch.eye(3).to_sparse()}
+
+
+@pytest.mark.parametrize("kind", TENSORS)
+def test_tensors_without_numbers_that_can_be_indexed(kind):
+    word = kind.removeprefix("on the ")
+    says(message(NORMAL.score, TENSORS[kind], UNIT), "x_t: got a", word, "want")
+    says(message(kernels.Gaussian, TENSORS[kind]), "sigma: got a", word, "want")
+
+
+def test_a_long_value_is_cut_and_the_wish_stays():
+    text = str(InputError(f"x: got {'very ' * 500}\nlong, want less"))
+    assert len(text) <= 390
+    assert "\n" not in text
+    says(text, "x: got very", " ... ", "long, want less")
+
+
+def test_what_scikit_learns_users_write():
+    """Processors by joblib's counting; sources of draws, asked for a seed each time one is needed."""
+    for n_jobs in (-1, -2, np.int64(1)):
+        check_parameters(ScoreDensity(n_jobs=n_jobs))
+    cpu, numpys = torch.device("cpu"), np.random.default_rng(7)
+    first, second = (generator_from(numpys, cpu).initial_seed() for _ in range(2))
+    assert first == generator_from(np.random.default_rng(7), cpu).initial_seed() != second
+    others = np.random.RandomState(1), torch.Generator().manual_seed(1)
+    assert len({generator_from(source, cpu).initial_seed() for source in others}) == 2
+
+
+def test_a_source_of_draws_fits_and_is_not_saved(tmp_path):
+    fitted = [ScoreDensity(**QUICK | {"random_state": np.random.default_rng(3)}).fit(GOOD) for _ in range(2)]
+    assert np.array_equal(fitted[0].sample(2), fitted[1].sample(2))
+    assert not np.array_equal(fitted[0].sample(2), fitted[0].sample(2))
+    fitted[0].save(tmp_path / "m")
+    assert ScoreDensity.load(tmp_path / "m").random_state is None
+
+
+def test_a_bar_starts_no_thread():
+    before = threading.active_count()
+    with Bar(total=1, disable=True), Bar(total=1, file=io.StringIO()):
+        assert threading.active_count() == before
+
+
+def test_a_process_of_less_noise_than_the_model_says_what_to_pass():
+    wide = oracles.GaussianMixture([1.0], [[0.0]], 1e4)
+    text = message(samplers.sample, wide, 3, 10, process=processes.VP())
+    says(text, "sigma_max, sigma_min: got 1000 and", "VP", "sigma_max=", "grid=")
+    assert samplers.sample(wide, 3, 10, process=processes.VP(), sigma_max=100.0, sigma_min=0.2).shape == (3, 1)
+
+
+def test_mixtures_of_lists_of_tensors():
+    eye, mean = torch.eye(3), torch.zeros(3)
+    made = oracles.GaussianMixture([1.0, 1.0], [mean, mean + 1], [eye, 2 * eye])
+    want = oracles.GaussianMixture(torch.ones(2), torch.stack([mean, mean + 1]), torch.stack([eye, 2 * eye]))
+    x = torch.ones(3, 3)
+    assert torch.equal(made.log_prob(x, UNIT), want.log_prob(x, UNIT))
 
 
 # -- Python: use
@@ -534,6 +598,26 @@ LINES = {
     "a mistyped option": ("fit good.csv --out new --stesp 3", "--stesp", "did you mean --steps?"),
     "a mistyped option with =": ("fit good.csv --out new --pateince=3", "did you mean --patience?"),
     "a shortened option": ("fit good.csv --out new --sig 3", "--sig", "did you mean --sigma-min or --sigma-max?"),
+    "width of a million": (
+        "fit good.csv --out new --width 1000000",
+        "--width: got 1000000, which needs",
+        "GB of memory",
+    ),
+    "a very large width": ("fit good.csv --out new --width " + 400 * "9", "--width: got a whole number of 400 digits"),
+    "more digits than a number may have": ("fit good.csv --out new --width " + 5000 * "9", "--width", "whole number"),
+    "depth of a million": ("fit good.csv --out new --depth 1000000", "--depth: got 1000000, want at most 1000"),
+    "batch of all the world": ("fit good.csv --out new --batch-size 999999999", "--batch-size: got 999999999, which"),
+    "steps without end": ("fit good.csv --out new --steps 10000000000", "--steps: got 10000000000, want at most"),
+    "a huge learning rate": (
+        "fit good.csv --out new --steps 1 --quiet --learning-rate 1e308",
+        "not finite",
+        "learning rate",
+    ),
+    "sample more than fits": ("sample model -n 100000000000000 --out s.csv", "-n: got 100000000000000, which needs"),
+    "sample with steps without end": ("sample model -n 2 --steps 10000000000 --out s.csv", "--steps: got 10000000000"),
+    "levels without end": ("diagnose model good.csv --levels 10000000000", "--levels: got 10000000000, want at most"),
+    "hidden without end": ("chain good.csv --hidden 1000000000000", "--hidden: got 1000000000000, which needs"),
+    "a very long word": ("fit good.csv --out new --" + 3000 * "x", "unrecognized arguments", "fit --help"),
     "columns and drop": ("fit good.csv --out new --columns a --drop b", "--drop", "not allowed with", "--columns"),
     "data after drop": ("fit --out new --drop a good.csv", "required: DATA", "put DATA before --columns or --drop"),
     "columns without one": ("fit good.csv --out new --columns", "--columns", "expected at least one"),
@@ -649,6 +733,18 @@ def test_a_bare_command_shows_its_help_too(home, capsys, line, usage, lacks):
     assert err.startswith(f"gradlogp: error: the following arguments are required: {lacks}")
     assert err.count("\n") == 1
     assert digest(home) == before
+
+
+@pytest.mark.parametrize("make", [lambda: torch.empty(10**15), lambda: np.empty(10**15), lambda: bytearray(10**15)])
+def test_no_memory_left(home, capsys, monkeypatch, make):
+    """numpy's and Python's MemoryError, and torch's RuntimeError."""
+    monkeypatch.setattr(ScoreDensity, "sample", lambda *args, **more: make())
+    refused(capsys, home, ["sample", "model", "-n", "2", "--out", "s.csv"], "memory: got a request", "want smaller")
+
+
+def test_no_memory_left_of_a_gpu():
+    assert "20.00 GiB" in str(mistake(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")))
+    assert mistake(RuntimeError("size mismatch")) is None
 
 
 def test_images_do_not_fit_in_csv(home, capsys):

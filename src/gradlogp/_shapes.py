@@ -43,7 +43,7 @@ class InputError(ValueError):
 def short(value: object) -> str:
     """A value on one line, at most 40 characters of it."""
     if isinstance(value, int) and value.bit_length() > 120:
-        return f"a whole number of {int(value.bit_length() * math.log10(2)) + 1} digits"
+        return f"a whole number of {round(value.bit_length() * math.log10(2))} digits"
     text = " ".join(repr(value).split())
     return text if len(text) <= 40 else text[:37] + "..."
 

@@ -87,12 +87,10 @@ def score_at(model: ScoreModel, x_t: Batch, kernel: Kernel) -> Batch:
     """ψ(x_t), checked.
 
     Raises:
-        InputError: a score that is not finite or not of the shape of x_t.
+        InputError: a score that is not finite.
     """
     models.require_model(model)
     psi = model.score(x_t, kernel)
-    if psi.shape != x_t.shape:
-        raise InputError(f"model: its score has shape {tuple(psi.shape)}, want that of x_t, {tuple(x_t.shape)}")
     if not bool(torch.isfinite(psi).all()):
         raise InputError(f"model: its score holds NaN or infinity under {kernel!r}, want finite numbers")
     return psi

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from gradlogp._shapes import Batch, InputError, Level, Rows, per_row
+from gradlogp._shapes import Batch, InputError, Level, Rows, per_row, require_numbers
 from gradlogp.kernels import GaussianForm, Kernel
 from gradlogp.kernels.base import require_kernel
 
@@ -92,14 +92,13 @@ def _in_own_dtype(method: Callable[..., Any]) -> Callable[..., Any]:
         own = self.own_number()
         if not isinstance(x_t, Tensor) or not x_t.is_floating_point():
             return method(self, x_t, *args, **options)
+        require_numbers(x_t, name)
         if own is not None and x_t.device != own.device:
             raise InputError(f"x_t: got rows on {x_t.device}, want them on {own.device}, where the model is")
-        if own is None or self.keeps_digits or x_t.dtype == own.dtype:
-            out = method(self, x_t, *args, **options)
-        else:
-            out = method(self, x_t.to(own.dtype), *args, **options)
-            out = out.to(x_t.dtype) if isinstance(out, Tensor) else out
-        like_rows = method.__name__ in ("score", "denoise")
+        like_rows, same = method.__name__ in ("score", "denoise"), own is None or self.keeps_digits
+        out = method(self, x_t if same or own is None else x_t.to(own.dtype), *args, **options)
+        if isinstance(out, Tensor) and (like_rows or not same) and out.is_floating_point():
+            out = out.to(x_t.dtype)
         return require_like(out, x_t, f"{type(self).__name__}: {method.__name__}") if like_rows else out
 
     return asked

@@ -109,8 +109,12 @@ class FromDenoiser(Denoiser):
             if out.shape == like.shape[:1] and like.shape[1:] == (1,):  # as scikit-learn has one column
                 out = out[:, None]
         if isinstance(out, np.ndarray):
-            raise InputError("denoiser: f gave an ndarray, want a tensor like its input, or arrays=True")
-        out = require_like(out, like, "denoiser: f")
+            raise InputError(
+                "denoiser: f gave an ndarray, want a tensor like its input, "
+                "or arrays=True for a function of numpy arrays"
+            )
+        floats = isinstance(out, Tensor) and out.is_floating_point()
+        out = require_like(out.to(like.dtype) if floats else out, like, "denoiser: f")
         if torch.is_grad_enabled() and like.requires_grad and not out.requires_grad:
             raise InputError("denoiser: got no gradient in x_t, want an f that autograd can follow")
         return out

@@ -81,6 +81,7 @@ def train(
             [start], _steps(model, x, loss, levels, recipe, average, generator)
         ):
             seen = look(average.model)
+            _require_finite(seen.left, step)
             better = seen.left < best
             since = 0 if better else since + 1
             if better:
@@ -155,14 +156,16 @@ def _steps(
         done = step + 1 == recipe.n_steps or progress >= 1
         if done or (step + 1) % recipe.evaluate_every == 0:
             mean = (total / since).item()
-            if not math.isfinite(mean):
-                raise InputError(
-                    f"training: the loss is not finite at step {step + 1}; want a smaller learning rate or sane data"
-                )
+            _require_finite(mean, step + 1)
             yield step + 1, min(progress, 1.0) if not done else 1.0, mean, time.perf_counter() - start
             total, since = torch.zeros_like(total), 0
         if done:
             return
+
+
+def _require_finite(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise InputError(f"training: the loss is not finite at step {step}; want a smaller learning rate or sane data")
 
 
 def _optimiser(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
