@@ -6,12 +6,15 @@ In Python it is an ``InputError``, on the command line exit code 2 and one line 
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +27,23 @@ from jaxtyping import config as jaxtyping_config
 from sklearn.exceptions import NotFittedError
 from tampering import edit_config, seal
 
-from gradlogp import InputError, ScoreDensity, kernels, training
+from gradlogp import (
+    InputError,
+    ScoreDensity,
+    _memory,
+    _shapes,
+    diagnostics,
+    kernels,
+    models,
+    oracles,
+    processes,
+    samplers,
+    training,
+)
+from gradlogp.audit.bar import Bar
 from gradlogp.cli import main
+from gradlogp.cli.mistakes import mistake
+from gradlogp.estimators.parameters import check_parameters, generator_from
 
 QUICK = {"n_steps": 2, "width": 4, "depth": 1, "device": "cpu", "random_state": 0, "verbose": False}
 R = np.random.default_rng(0)
@@ -128,26 +146,27 @@ def test_data_to_fit(kind):
 
 # -- Python: parameters
 
-PARAMETERS = {
+LONG = np.ones((30, 30))  # its text has many lines
+PARAMETERS: dict[str, tuple] = {
     "sigma_min": (0, -1.0, math.nan, math.inf, "small", True, [1.0]),
     "sigma_max": (0, -1.0, math.nan, math.inf, "large", False),
-    "standardize": ("yes", None, 2, [True]),
-    "width": (0, -3, 1.5, "wide", True),
-    "depth": (0, 2.0, None, True),
-    "n_steps": (0, -1, 1e3, None, "many"),
-    "batch_size": (0, 2.5, "many"),
-    "n_jobs": (0, 1.5, "all"),
-    "learning_rate": (0, -1e-3, math.nan, math.inf, None, "fast"),
-    "dropout": (-0.1, 1.0, math.nan, "some", True),
-    "max_seconds": (0, -5, math.nan, "short"),
-    "patience": (0, 1.5, None),
+    "standardize": ("yes", None, 2, [True], LONG),
+    "width": (0, -3, 1.5, "wide", True, 10**10, 10**400),
+    "depth": (0, 2.0, None, True, 10**11),
+    "n_steps": (0, -1, 1e3, None, "many", 10**10, 10**400),
+    "batch_size": (0, 2.5, "many", 10**10),
+    "n_jobs": (0, 1.5, "all", 100_000, -(10**400)),
+    "learning_rate": (0, -1e-3, math.nan, math.inf, None, "fast", 10**400),
+    "dropout": (-0.1, 1.0, math.nan, "some", True, LONG),
+    "max_seconds": (0, -5, math.nan, "short", 10**400),
+    "patience": (0, 1.5, None, 10**400),
     "energy": ("yes", None, 1),
-    "objective": ("speed", "", None),
+    "objective": ("speed", "", None, LONG),
     "contamination": (0.0, 0.7, -0.1, float("nan"), "auto"),
     "validation_fraction": (0, 1, -0.1, math.nan, None, "half"),
-    "sampling_steps": (0, -1, 2.5, None),
-    "device": ("tpu", "", 3.5, "meta", "cpu:x", -1),
-    "random_state": (-1, 1.5, "lucky", True, 2**64),
+    "sampling_steps": (0, -1, 2.5, None, 10**10),
+    "device": ("tpu", "", 3.5, "meta", "cpu:x", -1, 10**400),
+    "random_state": (-1, 1.5, "lucky", True, 2**64, 10**400, LONG),
 }
 
 
@@ -156,6 +175,38 @@ def test_parameters(name, value):
     text = message(ScoreDensity(**QUICK | {name: value}).fit, GOOD)
     says(text, name, "got", "want")
     assert len(text) < 160
+
+
+NORMAL, UNIT = oracles.GaussianMixture([1.0], [[0.0, 0.0, 0.0]], 1.0), kernels.Gaussian(1.0)
+MEMORY = {
+    "width": lambda: ScoreDensity(**QUICK | {"width": 10**6}).fit(GOOD),
+    "batch_size": lambda: ScoreDensity(**QUICK | {"batch_size": 10**9}).fit(GOOD),
+    "n": lambda: oracles.Empirical(torch.ones(2, 2)).sample(10**14),
+    "x_or_n": lambda: samplers.sample(oracles.GaussianMixture([1.0], [[0.0]], 1.0), 10**13),
+    "n_noise": lambda: diagnostics.score_error(NORMAL, None, torch.from_numpy(GOOD), [UNIT], n_noise=10**9),
+    "n_bootstrap": lambda: diagnostics.stein_test(NORMAL, torch.from_numpy(GOOD), UNIT, n_bootstrap=10**9),
+    "n_hidden": lambda: models.DenoisingAutoencoder.of_data(torch.from_numpy(GOOD), 10**9, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", MEMORY)
+def test_what_does_not_fit_into_memory(name, monkeypatch):
+    """The largest number that is said to fit is not refused for its memory."""
+    monkeypatch.setattr(_shapes, "free", lambda device=None: 10**8)
+    text = message(MEMORY[name])
+    says(
+        text, f"{'n' if name == 'x_or_n' else name}: got 10000", "which needs", " for the 100 MB of memory that is free"
+    )
+    assert re.search(r"want at most [1-9]\d* for", text)
+
+
+def test_a_number_that_fits_just_works():
+    _shapes.require_memory(10**9, "n", lambda n: n)
+    with pytest.raises(InputError, match="needs 1e15 GB, want at most 0 for"):
+        _shapes.require_memory(10**15, "n", lambda n: 10**9 * n + 10**20)
+    assert _memory.largest(lambda n: 3 * n, 1000, 100) == 33
+    assert _memory.said(24 * 10**9) == "24 GB"
+    assert 10**8 < _memory.free() < 10**14
 
 
 def test_every_parameter_is_among_them():
@@ -172,6 +223,64 @@ def test_a_learning_rate_that_blows_up():
     est = ScoreDensity(**QUICK | {"n_steps": 200, "learning_rate": 1e30})
     says(message(est.fit, GOOD), "not finite", "learning rate")
     message(est.sample, 1, error=NotFittedError)
+
+
+META, NESTED = torch.ones(3, 3, device="meta"), torch.nested.nested_tensor([torch.ones(2)], layout=torch.jagged)
+TENSORS = {"on the meta device": META, "nested": NESTED, "sparse": torch.eye(3).to_sparse()}
+
+
+@pytest.mark.parametrize("kind", TENSORS)
+def test_tensors_without_numbers_that_can_be_indexed(kind):
+    word = kind.removeprefix("on the ")
+    says(message(NORMAL.score, TENSORS[kind], UNIT), "x_t: got a", word, "want")
+    says(message(kernels.Gaussian, TENSORS[kind]), "sigma: got a", word, "want")
+
+
+def test_a_long_value_is_cut_and_the_wish_stays():
+    text = str(InputError(f"x: got {'very ' * 500}\nlong, want less"))
+    assert len(text) <= 390
+    assert "\n" not in text
+    says(text, "x: got very", " ... ", "long, want less")
+
+
+def test_what_scikit_learns_users_write():
+    """Processors by joblib's counting; sources of draws, asked for a seed each time one is needed."""
+    for n_jobs in (-1, -2, np.int64(1)):
+        check_parameters(ScoreDensity(n_jobs=n_jobs))
+    cpu, numpys = torch.device("cpu"), np.random.default_rng(7)
+    first, second = (generator_from(numpys, cpu).initial_seed() for _ in range(2))
+    assert first == generator_from(np.random.default_rng(7), cpu).initial_seed() != second
+    others = np.random.RandomState(1), torch.Generator().manual_seed(1)
+    assert len({generator_from(source, cpu).initial_seed() for source in others}) == 2
+
+
+def test_a_source_of_draws_fits_and_is_not_saved(tmp_path):
+    fitted = [ScoreDensity(**QUICK | {"random_state": np.random.default_rng(3)}).fit(GOOD) for _ in range(2)]
+    assert np.array_equal(fitted[0].sample(2), fitted[1].sample(2))
+    assert not np.array_equal(fitted[0].sample(2), fitted[0].sample(2))
+    fitted[0].save(tmp_path / "m")
+    assert ScoreDensity.load(tmp_path / "m").random_state is None
+
+
+def test_a_bar_starts_no_thread():
+    before = threading.active_count()
+    with Bar(total=1, disable=True), Bar(total=1, file=io.StringIO()):
+        assert threading.active_count() == before
+
+
+def test_a_process_of_less_noise_than_the_model_says_what_to_pass():
+    wide = oracles.GaussianMixture([1.0], [[0.0]], 1e4)
+    text = message(samplers.sample, wide, 3, 10, process=processes.VP())
+    says(text, "sigma_max, sigma_min: got 1000 and", "VP", "sigma_max=", "grid=")
+    assert samplers.sample(wide, 3, 10, process=processes.VP(), sigma_max=100.0, sigma_min=0.2).shape == (3, 1)
+
+
+def test_mixtures_of_lists_of_tensors():
+    eye, mean = torch.eye(3), torch.zeros(3)
+    made = oracles.GaussianMixture([1.0, 1.0], [mean, mean + 1], [eye, 2 * eye])
+    want = oracles.GaussianMixture(torch.ones(2), torch.stack([mean, mean + 1]), torch.stack([eye, 2 * eye]))
+    x = torch.ones(3, 3)
+    assert torch.equal(made.log_prob(x, UNIT), want.log_prob(x, UNIT))
 
 
 # -- Python: use
@@ -191,9 +300,9 @@ def test_not_fitted(use, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("n", [0, -1, 1.5, "3", None, True, math.nan, [3]])
+@pytest.mark.parametrize("n", [0, -1, 1.5, "3", None, True, math.nan, [3], 10**400])
 def test_numbers_of_samples(est, n):
-    says(message(est.sample, n), "n: got", "want a whole number >= 1")
+    says(message(est.sample, n), "n: got", "want")
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, "a", True, 2**64])
@@ -483,6 +592,26 @@ LINES = {
     "a mistyped option": ("fit good.csv --out new --stesp 3", "--stesp", "did you mean --steps?"),
     "a mistyped option with =": ("fit good.csv --out new --pateince=3", "did you mean --patience?"),
     "a shortened option": ("fit good.csv --out new --sig 3", "--sig", "did you mean --sigma-min or --sigma-max?"),
+    "width of a million": (
+        "fit good.csv --out new --width 1000000",
+        "--width: got 1000000, which needs",
+        "GB of memory",
+    ),
+    "a very large width": ("fit good.csv --out new --width " + 400 * "9", "--width: got a whole number of 400 digits"),
+    "more digits than a number may have": ("fit good.csv --out new --width " + 5000 * "9", "--width", "whole number"),
+    "depth of a million": ("fit good.csv --out new --depth 1000000", "--depth: got 1000000, want at most 1000"),
+    "batch of all the world": ("fit good.csv --out new --batch-size 999999999", "--batch-size: got 999999999, which"),
+    "steps without end": ("fit good.csv --out new --steps 10000000000", "--steps: got 10000000000, want at most"),
+    "a huge learning rate": (
+        "fit good.csv --out new --steps 1 --quiet --learning-rate 1e308",
+        "not finite",
+        "learning rate",
+    ),
+    "sample more than fits": ("sample model -n 100000000000000 --out s.csv", "-n: got 100000000000000, which needs"),
+    "sample with steps without end": ("sample model -n 2 --steps 10000000000 --out s.csv", "--steps: got 10000000000"),
+    "levels without end": ("diagnose model good.csv --levels 10000000000", "--levels: got 10000000000, want at most"),
+    "hidden without end": ("chain good.csv --hidden 1000000000000", "--hidden: got 1000000000000, which needs"),
+    "a very long word": ("fit good.csv --out new --" + 3000 * "x", "unrecognized arguments", "fit --help"),
     "columns and drop": ("fit good.csv --out new --columns a --drop b", "--drop", "not allowed with", "--columns"),
     "data after drop": ("fit --out new --drop a good.csv", "required: DATA", "put DATA before --columns or --drop"),
     "columns without one": ("fit good.csv --out new --columns", "--columns", "expected at least one"),
@@ -535,7 +664,7 @@ LINES = {
     "out no model": ("fit good.csv --out other", "other", "want a new name"),
     "out here": ("fit good.csv --out .", "want a new name"),
     "out with a name too long": (f"fit good.csv --out {'x' * 300} --steps 1", "name too long"),
-    "sample nothing": ("sample model -n 0 --out s.csv", "-n: got 0", "want a whole number >= 1"),
+    "sample nothing": ("sample model -n 0 --out s.csv", "-n: got 0", "want at least 1"),
     "sample fewer": ("sample model -n -3 --out s.csv", "-n: got -3"),
     "sample a fraction": ("sample model -n 2.5 --out s.csv", "-n", "'2.5'"),
     "sample without n": ("sample model --out s.csv", "-n"),
@@ -598,6 +727,18 @@ def test_a_bare_command_shows_its_help_too(home, capsys, line, usage, lacks):
     assert err.startswith(f"gradlogp: error: the following arguments are required: {lacks}")
     assert err.count("\n") == 1
     assert digest(home) == before
+
+
+@pytest.mark.parametrize("make", [lambda: torch.empty(10**15), lambda: np.empty(10**15), lambda: bytearray(10**15)])
+def test_no_memory_left(home, capsys, monkeypatch, make):
+    """numpy's and Python's MemoryError, and torch's RuntimeError."""
+    monkeypatch.setattr(ScoreDensity, "sample", lambda *args, **more: make())
+    refused(capsys, home, ["sample", "model", "-n", "2", "--out", "s.csv"], "memory: got a request", "want smaller")
+
+
+def test_no_memory_left_of_a_gpu():
+    assert "20.00 GiB" in str(mistake(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")))
+    assert mistake(RuntimeError("size mismatch")) is None
 
 
 def test_images_do_not_fit_in_csv(home, capsys):

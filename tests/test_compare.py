@@ -203,7 +203,7 @@ def test_equal_fits_do_not_differ() -> None:
         ({"kernels": Gaussian(torch.ones(150))}, "one level for all rows"),
         ({"kernels": mvn()}, "event shape"),
         ({"b": ScoreFunction(lambda x_t, k: x_t * math.nan)}, "its score holds NaN"),
-        ({"a": ScoreFunction(lambda x_t, k: x_t[:, :1])}, "its score has shape"),
+        ({"a": ScoreFunction(lambda x_t, k: x_t[:, :1])}, "score gave shape"),
         ({"n_noise": 0}, "n_noise: got 0"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",

@@ -251,7 +251,7 @@ def test_what_is_no_potential_or_no_gaussian_is_refused(as_a_user):
     x = rows(50, 3)
     with pytest.raises(InputError, match="got a MarginalReference, want a GaussianReference"):
         EnergyModel(Potential((3,)), MarginalReference.of_data(x))
-    with pytest.raises(InputError, match=r"the network gave shape \(4, 3\), want \(4,\)"):
+    with pytest.raises(InputError, match=r"the network \w+ gave shape \(4, 3\), want \(4,\)"):
         EnergyModel(ResidualMLP((3,)).double(), GaussianReference.of_data(x)).score(x[:4], Gaussian(0.5))
 
     class Flat(nn.Module):

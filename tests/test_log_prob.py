@@ -330,7 +330,7 @@ def test_wrong_kinds_of_things(as_a_user):
     with pytest.raises(InputError, match="model: got Linear"):
         likelihood.log_prob(torch.nn.Linear(2, 2), x)
     narrow = models.ScoreFunction(lambda x_t, kernel: -x_t[:, :1])
-    with pytest.raises(InputError, match="model: got a score of shape"):
+    with pytest.raises(InputError, match=r"ScoreFunction: score gave shape \(1, 1\), want that of its input, \(1, 2\)"):
         likelihood.log_prob(narrow, x, sigma_min=0.1, sigma_max=10.0)
 
 

@@ -30,7 +30,7 @@ LAPLACE, NAN = Additive(td.Laplace(0.0, 1.0)), math.nan
         (lambda: GaussianMixture(W, M[0], 0.1), "means: got shape (2,), torch.float32, want finite floats (K, *event)"),
         (lambda: GaussianMixture(W, M * NAN, 0.1), "means: got shape (2, 2), torch.float32, want finite floats"),
         (lambda: GaussianMixture(W, M.int(), 0.1), "means: got shape (2, 2), torch.int32, want finite floats"),
-        (lambda: GaussianMixture(W, "means", 0.1), "means: got str, want numbers"),
+        (lambda: GaussianMixture(W, "means", 0.1), "means: got 'means', want numbers"),
         (lambda: GaussianMixture(W, M, -0.1), "covariances: got a negative variance -0.1, want positive semi-definite"),
         (lambda: GaussianMixture(W, M, NAN), "covariances: got NaN or infinity"),
         (lambda: GaussianMixture(W, M, torch.ones(3)), "covariances: got shape (3,), want a number, (2,), (2, 2) or"),

@@ -660,7 +660,7 @@ def broken(change: Callable[[torch.Tensor], torch.Tensor]) -> ScoreModel:
         ({"kernels": LAPLACE, "reference": MIXTURE}, "needs a Gaussian kernel"),
         ({"kernels": mvn()}, "event shape"),
         ({"model": broken(lambda v: v * math.nan)}, "its score holds NaN"),
-        ({"model": broken(lambda v: v[:, :1])}, "its score has shape"),
+        ({"model": broken(lambda v: v[:, :1])}, "score gave shape"),
         ({"reference": GaussianMixture(t64([1.0]), t64([[0.0] * 3]), 1.0)}, "x_test: got event shape"),
         ({"reference": X}, "the rows of x_test themselves"),
         ({"reference": X[:5]}, "the rows of x_test themselves"),

@@ -330,7 +330,7 @@ REFUSED = {
     "two kernels": (lambda: stein_test(FIELD, X, [NOISE, NOISE]), "kernel: got 2, want one"),
     "a level a row": (lambda: stein_test(FIELD, X, Gaussian(torch.ones(30))), "want one level for all rows"),
     "no model": (lambda: stein_test(3, X, NOISE), "model: got int, want"),
-    "another shape": (lambda: stein_test(ScoreFunction(lambda x, k: x[:, :1]), X, NOISE), "model: its score has shape"),
+    "another shape": (lambda: stein_test(ScoreFunction(lambda x, k: x[:, :1]), X, NOISE), "score gave shape"),
     "infinite score": (lambda: stein_test(ScoreFunction(lambda x, k: x / 0), X, NOISE), "model: its score holds NaN"),
     "overflow": (lambda: stein_test(ScoreFunction(lambda x, k: 1e200 * x), X, NOISE), "the statistic overflows"),
     "base": (lambda: stein_test(FIELD, X, NOISE, base="rbf"), "base: got 'rbf', want"),

@@ -8,22 +8,44 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gradlogp._memory import free, largest, said
+
 Batch: TypeAlias = Float[Tensor, "B *event"]
 Rows: TypeAlias = Float[Tensor, "B"]
 Level: TypeAlias = Float[Tensor, "..."]  # () or (B,)
 
 
+MOST = 10**9  # of what is counted and takes no memory: nobody waits for the end of more
+_LONGEST = 390  # characters of a message
+_SMALL = 2**24  # bytes that are there
+
 _AT_ZERO = ": data without noise have no score; take the smallest level, and denoise from there to the data"
 
 
 class InputError(ValueError):
-    """Input that cannot be used; the message says on one line what it is, what was got, and what is wanted."""
+    """Input that cannot be used; the message says on one line what it is, what was got, and what is wanted.
+
+    A message that quotes more than fits is cut in its middle.
+    """
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(part.strip() for part in message.splitlines())
+        super().__init__(line if len(line) <= _LONGEST else f"{line[: _LONGEST - 165]} ... {line[-160:]}")
+
+
+def short(value: object) -> str:
+    """A value on one line, at most 40 characters of it."""
+    if isinstance(value, int) and value.bit_length() > 120:
+        return f"a whole number of {round(value.bit_length() * math.log10(2))} digits"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def per_row(level: Level, x: Batch) -> Tensor:
@@ -70,23 +92,82 @@ def same_batch(x_t: object, x: object) -> None:
         raise InputError(f"x_t and x: got shapes {tuple(x_t.shape)} and {tuple(x.shape)}, want the same")
 
 
-def as_count(n: object, name: str = "n") -> int:
-    """Check a number of draws: a whole number >= 1."""
+def as_count(n: object, name: str = "n", *, least: int = 1, most: int = MOST, each: int = 0) -> int:
+    """Check a number of draws: a whole number from ``least`` to ``most``, and ``each`` bytes for each of them.
+
+    Raises:
+        InputError: something else, or more than fits into the memory that there is.
+    """
     try:
         count = operator.index(n)  # type: ignore[arg-type]
-    except TypeError:
-        raise InputError(f"{name}: got {n!r}, want a whole number >= 1") from None
-    if count < 1:
-        raise InputError(f"{name}: got {count}, want at least 1")
+    except (TypeError, RuntimeError):
+        count = None
+    if count is None or isinstance(n, bool):
+        raise InputError(f"{name}: got {short(n)}, want a whole number >= {least}")
+    if count < least:
+        raise InputError(f"{name}: got {short(count)}, want at least {least}")
+    require_memory(count, name, lambda k: k * each)
+    if count > most:
+        raise InputError(f"{name}: got {short(count)}, want at most {most}")
     return count
+
+
+def require_memory(n: int, name: str, needed: Callable[[int], int], device: torch.device | None = None) -> None:
+    """Refuse a number whose need of bytes, as estimated from below, is more than there are.
+
+    Args:
+        n: the number.
+        name: of it, for an error.
+        needed: bytes of a number; grows with it.
+        device: where they are wanted.
+
+    Raises:
+        InputError: says what it needs, and the largest number that fits.
+    """
+    if (wanted := needed(n)) < _SMALL or wanted <= (there := free(device)):
+        return
+    fits = f"at most {largest(needed, n, there)} for the {said(there)} of memory that is free"
+    raise InputError(f"{name}: got {short(n)}, which needs {said(wanted)}, want {fits}")
+
+
+def as_number(value: object, name: str, *, positive: bool = True) -> float:
+    """Check one finite number > 0 (or >= 0); a tensor of one number is one."""
+    level = as_level(value, name, positive=positive)
+    if level.numel() != 1:
+        raise InputError(f"{name}: got {level.numel()} numbers, want one")
+    return level.item()
+
+
+def as_part(value: object, name: str) -> float:
+    """Check one number between 0 and 1, the ends not among them."""
+    part = as_number(value, name)
+    if part >= 1:
+        raise InputError(f"{name}: got {part:g}, want a number between 0 and 1")
+    return part
+
+
+def as_positive(value: object, name: str) -> float:
+    """Check a finite number > 0, not an array of one.
+
+    Raises:
+        InputError: something else.
+    """
+    try:
+        number = math.nan if isinstance(value, bool | str) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        number = math.nan
+    if not 0 < number < math.inf or getattr(value, "ndim", 0) != 0:
+        raise InputError(f"{name}: got {short(value)}, want a finite number > 0")
+    return number
 
 
 def as_level(value: object, name: str, *, positive: bool = True) -> Tensor:
     """Check a noise level: a number or ``(B,)`` numbers, finite, positive (or non-negative)."""
     try:
         level = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"{name}: got {value!r}, want a number or one number a row") from None
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise InputError(f"{name}: got {short(value)}, want a number or one number a row") from None
+    require_numbers(level, name)
     if not level.is_floating_point():
         level = level.to(torch.get_default_dtype())
     if level.ndim > 1 or level.numel() == 0:
@@ -106,10 +187,21 @@ def require_batch(x: object, name: str = "x") -> Batch:
         raise InputError(
             f"{name}: got {type(x).__name__}, want a torch.Tensor of shape (B, *event), as torch.as_tensor makes"
         )
+    require_numbers(x, name)
     if not x.is_floating_point():
         raise InputError(f"{name}: got dtype {x.dtype}, want a floating dtype such as float32")
     if x.ndim < 2 or x.numel() == 0:
         raise InputError(f"{name}: got shape {tuple(x.shape)}, want (B, *event) with B >= 1, e.g. (100, 2)")
+    return x
+
+
+def require_numbers(x: Tensor, name: str) -> Tensor:
+    """Refuse a tensor that holds no numbers, or none that can be indexed: of the meta device, nested, sparse."""
+    if x.is_meta:
+        raise InputError(f"{name}: got a tensor on the meta device, which holds no numbers, want one that does")
+    if x.is_nested or x.layout != torch.strided:
+        kind = "nested" if x.is_nested else "sparse"
+        raise InputError(f"{name}: got a {kind} tensor, want a dense one, e.g. of to_dense() or to_padded_tensor(0.0)")
     return x
 
 
@@ -119,8 +211,6 @@ def as_batch(x: object, name: str = "x") -> Batch:
     Rows of two bytes a number are made float32, in which everything can be computed.
     """
     x = require_batch(x, name)
-    if x.is_meta:
-        raise InputError(f"{name}: got a tensor on the meta device, which holds no numbers, want one that does")
     if torch.finfo(x.dtype).bits < 32:
         x = x.float()
     finite = torch.isfinite(x)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradlogp._shapes import Batch, Rows, event_size
+from gradlogp._shapes import Batch, InputError, Rows, as_count, as_number, event_size, require_memory
+
+MOST_BLOCKS = 1000
 
 
 class FourierFeatures(nn.Module):
@@ -64,6 +66,12 @@ class _ResidualTrunk(nn.Module):
     ) -> None:
         super().__init__()
         d = event_size(event_shape)
+        width, depth = as_count(width, "width"), as_count(depth, "depth", most=MOST_BLOCKS)
+        n_octaves = as_count(n_octaves, "n_octaves", most=120)  # 2^127 is the end of float32
+        require_memory(width, "width", lambda k: 4 * k * (2 * depth * k + 2 * d))
+        dropout = as_number(dropout, "dropout", positive=False)
+        if dropout >= 1:
+            raise InputError(f"dropout: got {dropout:g}, want a number in [0, 1)")
         self.embedding = nn.Sequential(FourierFeatures(n_octaves), nn.Linear(2 * n_octaves, 64), nn.SiLU())
         self.first = nn.Linear(d, width)
         self.blocks = nn.ModuleList(ResidualBlock(width, 64, dropout) for _ in range(depth))

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from gradlogp import samplers
 from gradlogp._shapes import Batch, InputError, as_batch, same_event
+from gradlogp.audit.bar import Bar
 from gradlogp.audit.result import Audit, Repeats
 from gradlogp.audit.view import Floats, View
 from gradlogp.diagnostics import calibration, curl, memorisation, nearest_neighbours, score_error, self_check
@@ -113,8 +113,8 @@ class _Clock:
 
     def __init__(self, progress: bool) -> None:
         self.seconds: dict[str, float] = {}
-        form = "{desc} {percentage:3.0f}% |{bar}| {elapsed}{postfix}"
-        self.bar = tqdm(total=7, desc="diagnose", bar_format=form, leave=False, disable=None if progress else True)
+        form, off = "{desc} {percentage:3.0f}% |{bar}| {elapsed}{postfix}", None if progress else True
+        self.bar = Bar(total=7, miniters=0, desc="diagnose", bar_format=form, leave=False, disable=off)
 
     def __call__(self, part: str, f: Callable[..., T], *args: Any, **more: Any) -> T:
         self.bar.set_postfix_str(part)

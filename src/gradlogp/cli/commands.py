@@ -160,7 +160,7 @@ def diagnose(args: argparse.Namespace) -> None:
     """Measure a model on rows it has not seen; a page and JSON."""
     from gradlogp.audit import check_folder
 
-    model, out = load(args.model), args.out or args.model
+    model, out = load(args.model), args.model if args.out is None else args.out
     check_folder(out)
     test = load_fitted(args, model, args.data)
     train = None if args.train is None else load_fitted(args, model, args.train)

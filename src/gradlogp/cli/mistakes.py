@@ -27,6 +27,9 @@ OPTIONS = {
 }
 
 
+_LONGEST = 390  # characters
+
+
 class UsageError(Exception):
     """A command line that cannot be understood."""
 
@@ -38,18 +41,35 @@ def mistake(error: Exception, args: argparse.Namespace | None = None) -> str | N
     elif isinstance(error, OSError):
         where = "" if error.filename is None else f"{error.filename}: "
         message = f"{where}{error.strerror or error}"
+    elif _no_memory(error):
+        message = f"memory: got a request that does not fit{_asked_for(str(error))}, want smaller numbers or fewer rows"
     else:
         from gradlogp._shapes import InputError
 
         if not isinstance(error, InputError):
             return None
         message = _in_words_of_the_command(str(error), args)
-    return plain(" ".join(message.split()))
+    line = plain(" ".join(message.split()))
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 165]} ... {line[-160:]}"
 
 
 def plain(text: str) -> str:
     """Text for a terminal: what a name in a file may tell it to do is shown instead."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def _no_memory(error: Exception) -> bool:
+    """Whether Python, torch's allocator or a GPU's was out of memory, which are errors of three kinds."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in said or "out of memory" in said)
+    )
+
+
+def _asked_for(text: str) -> str:
+    """The size that a message of an allocator tells, as words to add."""
+    size = re.search(r"allocate (\d+) bytes|allocate ([\d.]+ [KMGT]i?B)", text)
+    return "" if size is None else f" ({size[2] or f'{int(size[1]) / 1e9:.2g} GB'})"
 
 
 # what a message says of Python, as the command line has it

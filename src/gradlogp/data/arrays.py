@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlogp._shapes import InputError
+from gradlogp._shapes import InputError, short
 from gradlogp.data.choice import Choice
-from gradlogp.data.containers import Parts, choose, short, unpack
+from gradlogp.data.containers import Parts, choose, unpack
 from gradlogp.data.memory import check_room
 from gradlogp.data.schema import Dialect
 from gradlogp.data.source import Source

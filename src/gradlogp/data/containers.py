@@ -15,12 +15,11 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from gradlogp._shapes import InputError
+from gradlogp._shapes import InputError, short
 from gradlogp.data import dtypes
 from gradlogp.data.choice import Choice
 from gradlogp.data.dtypes import Floats
 from gradlogp.data.rows import as_array, rows_of, to_compare
-from gradlogp.data.rows import short as short
 from gradlogp.data.rows import some as some
 
 Name: TypeAlias = str | int

@@ -23,8 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from gradlogp._shapes import InputError
-from gradlogp.data.containers import short
+from gradlogp._shapes import InputError, short
 from gradlogp.data.dtypes import Floats, Numbers
 
 MAX_POINTS = 4096

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import polars as pl
 
-from gradlogp._shapes import InputError
+from gradlogp._shapes import InputError, short
 from gradlogp.data import dtypes
-from gradlogp.data.containers import short, some
+from gradlogp.data.containers import some
 
 MISSING = (
     *("", "na", "n/a", "n.a.", "nan", "-nan", "<na>", "#na", "#n/a", "#n/a n/a", "nil", "null", "none", "missing"),

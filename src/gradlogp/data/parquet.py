@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from gradlogp._shapes import InputError
+from gradlogp._shapes import InputError, short
 from gradlogp.data.choice import Choice
-from gradlogp.data.containers import Parts, places, short, unpack, without_index
+from gradlogp.data.containers import Parts, places, unpack, without_index
 from gradlogp.data.memory import check_room
 from gradlogp.data.schema import Dialect
 from gradlogp.data.source import Source, parts

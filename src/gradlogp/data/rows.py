@@ -12,18 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from gradlogp._shapes import InputError
+from gradlogp._shapes import InputError, short
 from gradlogp.data.dtypes import EXACT
 from gradlogp.data.memory import check_room
 
 _WANT = "want an array, a tensor or a data frame of numbers, (rows, columns)"
 _STACK = "want its rows as one tensor, e.g. torch.stack"
-
-
-def short(value: Any) -> str:
-    """A value on one line, at most 40 characters of it."""
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def some(names: Sequence[Any]) -> str:

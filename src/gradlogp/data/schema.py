@@ -9,9 +9,9 @@ from typing import Any, get_args
 
 import numpy as np
 
-from gradlogp._shapes import InputError
+from gradlogp._shapes import InputError, short
 from gradlogp.data import dtypes
-from gradlogp.data.containers import ARRAYS, FRAMES, Name, Parts, check_numbers, pack, short, some, unique, unpack
+from gradlogp.data.containers import ARRAYS, FRAMES, Name, Parts, check_numbers, pack, some, unique, unpack
 from gradlogp.data.dtypes import Floats, Numbers
 
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradlogp._shapes import InputError
-from gradlogp.data.containers import short
+from gradlogp._shapes import InputError, short
 from gradlogp.data.memory import available
 
 TEXT = (".csv", ".tsv", ".txt")

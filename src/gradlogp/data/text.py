@@ -13,10 +13,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from gradlogp._shapes import InputError
+from gradlogp._shapes import InputError, short
 from gradlogp.data.blocks import Cells, IrregularQuotesError, blocks, encoding_of, one_space, split
 from gradlogp.data.choice import Choice
-from gradlogp.data.containers import UNNAMED, Parts, short, unique, unpack
+from gradlogp.data.containers import UNNAMED, Parts, unique, unpack
 from gradlogp.data.layout import Layout, layout, row_names, without_blank_end
 from gradlogp.data.memory import check_room
 from gradlogp.data.numerals import to_numbers

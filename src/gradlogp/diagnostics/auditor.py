@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradlogp._shapes import InputError
+from gradlogp._draws import Seeded
+from gradlogp._shapes import InputError, as_count
 from gradlogp.diagnostics.references import Draws, Rows
 from gradlogp.kernels import Kernel
 from gradlogp.models import ScoreModel
@@ -43,8 +44,8 @@ class BoostedTrees:
     """
 
     def __init__(self, n_trees: int = 40, n_leaves: int = 8) -> None:
-        self.n_trees = n_trees
-        self.n_leaves = n_leaves
+        self.n_trees = as_count(n_trees, "n_trees", most=10_000)
+        self.n_leaves = as_count(n_leaves, "n_leaves", least=2)
 
     def __call__(self, features: Tensor, target: Tensor, generator: torch.Generator) -> Predictor:
         """Fit.
@@ -80,20 +81,21 @@ class SmallNetwork:
     """
 
     def __init__(self, width: int = 64, n_steps: int = 200) -> None:
-        self.width = width
-        self.n_steps = n_steps
+        self.width = as_count(width, "width", each=8)
+        self.n_steps = as_count(n_steps, "n_steps")
 
     def __call__(self, features: Tensor, target: Tensor, generator: torch.Generator) -> Predictor:
         """Fit."""
         mean, spread = features.mean(0), features.std(0).clamp_min(1e-12)
         x, y = ((features - mean) / spread).float(), target.float()
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            torch.manual_seed(int(torch.randint(2**31, (), generator=generator, device=generator.device)))
+        seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
+        with Seeded(seed):
             hidden = [nn.Linear(x.shape[1], self.width), nn.SiLU(), nn.Linear(self.width, self.width), nn.SiLU()]
             last = nn.Linear(self.width, y.shape[1])
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
-            network = nn.Sequential(*hidden, last).to(x.device)
+        network = nn.Sequential(*hidden, last).to(x.device)
+        with torch.enable_grad():
             optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-2)
             for _ in range(self.n_steps):
                 rows = torch.randint(len(x), (256,), generator=generator, device=generator.device).to(x.device)

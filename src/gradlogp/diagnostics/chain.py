@@ -132,7 +132,7 @@ def chain(
         raise InputError(f"kernel: got {kernel!r}, want isotropic Gaussian noise with alpha > 0")
     exact = oracle is not None
     oracle = Empirical(x) if oracle is None else oracle
-    rows = _drawn(x, as_count(n_draws, "n_draws"), generator)
+    rows = _drawn(x, as_count(n_draws, "n_draws", each=x[0].nbytes), generator)
     score_at(model, rows[:2] * kernel.alpha.to(rows), kernel)
     half = half_fisher_of(kernel, rows).item()
     few = event_size(tuple(x.shape[1:])) <= _EXACT_DIVERGENCE_UP_TO

@@ -114,7 +114,7 @@ def compare(
     x_test = as_batch(x_test, "x_test")
     generator = torch.Generator(x_test.device).manual_seed(0) if generator is None else generator
     rows = Rows.dealt(x_test, generator, as_groups(groups, len(x_test), least=MIN_GROUPS))
-    n = default_noise(len(rows.x)) if n_noise is None else as_count(n_noise, "n_noise")
+    n = default_noise(len(rows.x)) if n_noise is None else as_count(n_noise, "n_noise", each=8 * len(x_test))
     differences = [_difference(model_a, model_b, rows, k, n, generator) for k in found]
     weighted = [k.sigma.item() ** 2 * d for k, d in zip(found, differences, strict=True)]
     total = rows.widened((1 / len(found) * functools.reduce(operator.add, weighted)).estimate)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Batch, InputError, Level, as_batch, event_size, squared_norm
+from gradlogp._shapes import Batch, InputError, Level, as_batch, as_count, event_size, squared_norm
 from gradlogp.diagnostics.estimates import Z_THRESHOLD, Estimate
 from gradlogp.kernels import Kernel
 from gradlogp.kernels.base import require_levels
@@ -147,6 +147,7 @@ def self_check(
     """
     x = as_batch(x)
     require_levels(kernel, x)
+    min_draws = as_count(min_draws, "min_draws", each=x[0].nbytes)
     rows = torch.arange(len(x), device=x.device).repeat(math.ceil(min_draws / len(x)))
     x, kernel = x[rows], kernel.rows(rows)
     exact = event_size(tuple(x.shape[1:])) <= _EXACT_DIVERGENCE_UP_TO

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from typing import Any
@@ -21,7 +22,9 @@ _DRAWS = 512  # noisy rows a level at least, where the number of draws is not gi
 
 def as_kernels(kernels: Kernel | Iterable[Kernel]) -> tuple[Kernel, ...]:
     """Check one kernel or several, each with one level for all rows."""
-    several = (kernels,) if isinstance(kernels, Kernel) else tuple(kernels) if isinstance(kernels, Iterable) else ()
+    several: tuple[Any, ...] = (kernels,) if isinstance(kernels, Kernel) else ()
+    if isinstance(kernels, Iterable) and not isinstance(kernels, Kernel | Tensor):
+        several = tuple(kernels)
     if not several or not all(isinstance(k, Kernel) for k in several):
         got = "none" if isinstance(kernels, Sequence) and not kernels else " ".join(repr(kernels).split())[:80]
         raise InputError(f"kernels: got {got}, want a kernel or a sequence of kernels, e.g. kernels.Gaussian(0.1)")
@@ -47,12 +50,13 @@ def some_rows(x: Batch, most: int, generator: torch.Generator | None) -> Tensor:
 def some_of(x: Batch, most: int, generator: torch.Generator | None) -> Tensor:
     """The indices of :func:`some_rows`."""
     device = x.device if generator is None else generator.device
-    return torch.randperm(len(x), generator=generator, device=device)[: as_count(most, "max_rows")].to(x.device)
+    most = as_count(most, "max_rows", most=sys.maxsize)
+    return torch.randperm(len(x), generator=generator, device=device)[:most].to(x.device)
 
 
 def repeated(x: Batch, n_noise: int | None) -> tuple[Tensor, int]:
     """The rows so many times, one copy after the other, and that number: by default for 512 rows in all, or 1."""
-    n = max(1, math.ceil(_DRAWS / len(x))) if n_noise is None else as_count(n_noise, "n_noise")
+    n = max(1, math.ceil(_DRAWS / len(x))) if n_noise is None else as_count(n_noise, "n_noise", each=2 * x.nbytes)
     return x.repeat(n, *(1,) * (x.ndim - 1)), n
 
 
@@ -83,12 +87,10 @@ def score_at(model: ScoreModel, x_t: Batch, kernel: Kernel) -> Batch:
     """ψ(x_t), checked.
 
     Raises:
-        InputError: a score that is not finite or not of the shape of x_t.
+        InputError: a score that is not finite.
     """
     models.require_model(model)
     psi = model.score(x_t, kernel)
-    if psi.shape != x_t.shape:
-        raise InputError(f"model: its score has shape {tuple(psi.shape)}, want that of x_t, {tuple(x_t.shape)}")
     if not bool(torch.isfinite(psi).all()):
         raise InputError(f"model: its score holds NaN or infinity under {kernel!r}, want finite numbers")
     return psi

@@ -100,7 +100,7 @@ def score_error(
     generator = torch.Generator(x_test.device).manual_seed(0) if generator is None else generator
     truth, models = _known(reference, x_test)
     unit = as_groups(groups, len(x_test), least=MIN_GROUPS)
-    n = None if n_noise is None else as_count(n_noise, "n_noise")
+    n = None if n_noise is None else as_count(n_noise, "n_noise", each=8 * len(x_test))
     if truth is not None:
         exact = [_exact(model, truth, x_test, kernel, n or 2, generator, len(levels)) for kernel in levels]
         most = max(n_rows for _, n_rows in exact)

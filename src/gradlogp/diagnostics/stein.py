@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradlogp._shapes import Batch, InputError, as_count, as_level, same_batch, same_event
+from gradlogp._shapes import Batch, InputError, as_count, as_level, as_part, same_batch, same_event
 from gradlogp.diagnostics.estimates import Estimate
 from gradlogp.diagnostics.ladder import as_kernels, as_rows, score_at, some_rows
 from gradlogp.kernels import Kernel
@@ -120,9 +120,7 @@ class SteinTest:
         Raises:
             InputError: a level that is not between 0 and 1.
         """
-        if not 0 < level < 1:
-            raise InputError(f"level: got {level:g}, want a number between 0 and 1, e.g. 0.05")
-        return self.p_value.value <= level
+        return self.p_value.value <= as_part(level, "level")
 
 
 def stein_test(
@@ -178,10 +176,11 @@ def stein_test(
     Reference: Liu, Lee and Jordan (2016), "A kernelized Stein discrepancy for goodness-of-fit tests", theorem 3.6 and
     section 4; the signs: Chwialkowski, Strathmann and Gretton (2016), "A kernel test of goodness of fit".
     """
-    kernel, n_bootstrap = _one_kernel(kernel), as_count(n_bootstrap, "n_bootstrap")
+    kernel = _one_kernel(kernel)
     rows = some_rows(as_rows(x, "x", _LEAST), max_rows, generator)
     if len(rows) < _LEAST:
         raise InputError(f"max_rows: got {max_rows}, want at least {_LEAST}")
+    n_bootstrap = as_count(n_bootstrap, "n_bootstrap", each=8 * len(rows))
     with torch.no_grad():
         x_t = kernel.sample(rows, generator=generator) if noise else rows
         scored = _Scored.of(x_t, score_at(model, x_t, kernel))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import nn
 
+from gradlogp._draws import Seeded
 from gradlogp._shapes import Batch
 from gradlogp.models import EnergyModel, GaussianReference, MarginalReference, OnReference, Preconditioned, Reference
 from gradlogp.networks import Potential, ResidualMLP
@@ -34,8 +34,7 @@ def network_sizes(rows: Batch, width: int | None, depth: int, dropout: float | N
 
 def put_together(network: dict[str, Any], reference: Reference, seed: int = 0) -> OnReference:
     """A model of these sizes on this reference, an energy if that is a Gaussian; weights from the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with Seeded(seed):
         made = new_network(network, reference)
     if isinstance(reference, GaussianReference):
         return EnergyModel(made, reference)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,20 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from gradlogp import checkpoints, likelihood, samplers
-from gradlogp._shapes import Batch, InputError, as_count, as_level
+from gradlogp._shapes import Batch, InputError, as_count, as_level, short
 from gradlogp.audit import Audit
+from gradlogp.audit.bar import Bar
 from gradlogp.data import Grid, Schema, detect_grid, read
-from gradlogp.data.containers import short
 from gradlogp.data.memory import check_room
 from gradlogp.diagnostics import Estimate, SelfCheck, correlation_length, self_check
 from gradlogp.estimators import densities, diagnosis, outliers, saved
 from gradlogp.estimators.building import FEW_COORDINATES, closed_form, network_sizes, put_together
 from gradlogp.estimators.outliers import Again
-from gradlogp.estimators.parameters import check_parameters, device_from, generator_from
+from gradlogp.estimators.parameters import check_memory, check_parameters, device_from, generator_from
 from gradlogp.estimators.splits import deal, row_labels
+from gradlogp.estimators.threads import threads
 from gradlogp.estimators.units import Array, Units, grid_steps
 from gradlogp.kernels import Gaussian, Kernel
 from gradlogp.models import EnergyModel, OnReference, Reference, ScoreModel, posterior
@@ -37,6 +36,7 @@ from gradlogp.training.weights import Weight
 
 MIN_ROWS = 10
 ROWS_AT_A_TIME = 4096
+ROW_BYTES = 20  # of a number that is drawn: as the model's, twice, and as the data's
 FEW_ROWS_AT_A_TIME = 64  # where a row takes long
 CHECK_DRAWS = 1024  # of the self-check before training; a broken loss is tens of standard errors off
 NOT_KEPT = (
@@ -66,8 +66,9 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         validation_fraction: share of the rows held out.
         sampling_steps: steps of the sampler, one call of the network each, and one more to denoise.
         device: "cpu", "cuda", …; None takes a GPU where there is one.
-        n_jobs: processor threads to use, put back afterwards; None leaves torch's setting. With networks this small
-            more than one gains little, and on a busy machine they wait for each other.
+        n_jobs: processor threads to use, put back afterwards; −1 is all processors, −2 all but one, None leaves torch's
+            setting. With networks this small more than one gains little, and on a busy machine they wait for each
+            other.
         objective: "score" weighs the noise levels for samples, as EDM does; "likelihood" for log-densities, by g², as
             Song et al. (2021) do: see :meth:`gradlogp.training.Goal.likelihood`.
         energy: learn a scalar potential of which the score is the gradient (:class:`gradlogp.models.EnergyModel`): no
@@ -78,6 +79,8 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             below the threshold it trains ten further models, each on nine tenths of the rows, for as many steps as
             were kept. None is 0.1, or the least that the held-out rows show, measured when first asked for.
         random_state: an int makes fit and sample bit-identical from run to run (at one ``n_jobs``); None draws afresh.
+            A numpy ``Generator`` or ``RandomState``, or a ``torch.Generator``, gives a seed whenever one is needed; it
+            is not saved with the model.
         verbose: show a progress bar on a terminal.
 
     Attributes:
@@ -118,7 +121,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         objective: str = "score",
         energy: bool = False,
         contamination: float | None = None,
-        random_state: int | None = None,
+        random_state: int | np.random.Generator | np.random.RandomState | torch.Generator | None = None,
         verbose: bool = True,
     ) -> None:
         self.sigma_min = sigma_min
@@ -164,7 +167,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         check_parameters(self)
         steps = self._fit_steps(X, groups)
         while True:
-            with _threads(self.n_jobs):
+            with threads(self.n_jobs):
                 record = next(steps, None)
             if record is None:
                 return
@@ -187,7 +190,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         levels = NoiseLevels.of_rows(rows, reference.reference, steps=grid_steps(grid, units), **ends)
         goal = Goal.likelihood(levels) if self.objective == "likelihood" else Goal.score(levels)
         recipe = self._recipe(rows[0].numel(), goal.weight)
-        model = self._new_model(reference, rows, generator)
+        model = self._new_model(reference, rows, generator, recipe.batch_size)
         check = _checked(model, rows, generator)
         history: list[Record] = []
         steps = train(model, rows, held_out, levels=goal.levels, recipe=recipe, generator=generator)
@@ -208,10 +211,11 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             again = Again(z, labels, goal.levels, recipe, self.kept_step_)
             self._unseen = outliers.measured(self, self._unseen, again, generator)
         if self.kept_step_ == 0 and self.verbose:
-            tqdm.write(NOT_KEPT, file=sys.stderr)
+            Bar.write(NOT_KEPT, file=sys.stderr)
 
-    def _new_model(self, reference: Reference, rows: Batch, generator: torch.Generator) -> OnReference:
+    def _new_model(self, reference: Reference, rows: Batch, generator: torch.Generator, batch_size: int) -> OnReference:
         self.network_ = network_sizes(rows, self.width, self.depth, self.dropout)
+        check_memory(rows[0].numel(), int(self.network_["width"]), int(self.depth), batch_size, generator.device)
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         return put_together(self.network_, reference, seed).to(rows).eval()
 
@@ -238,7 +242,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
     def _bar(self, what: str, total: float | int, bar_format: str | None = None, *, hidden: bool = False) -> Any:
         """A progress bar on a terminal, unless it is hidden; a fit's stays there."""
         off = None if self.verbose and not hidden else True
-        return tqdm(total=total, desc=what, bar_format=bar_format, disable=off, leave=what == "fit")
+        return Bar(total=total, miniters=0, desc=what, bar_format=bar_format, disable=off, leave=what == "fit")
 
     def _set_fitted(
         self,
@@ -275,13 +279,12 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             InputError: n is not a whole number >= 1, or the model is not fitted (``NotFittedError``).
         """
         model = self._fitted()
-        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
-            raise InputError(f"n: got {n!r}, want a whole number >= 1")
+        n = as_count(n if isinstance(n, int | np.integer) else None, each=ROW_BYTES * self.n_features_in_)
         state = self.random_state if random_state is None else random_state
         generator = generator_from(state, device_from(self.device))
         model = model.to(generator.device)
-        with _threads(self.n_jobs):
-            rows = self._sample(model, int(n), generator)
+        with threads(self.n_jobs):
+            rows = self._sample(model, n, generator)
         model.cpu()
         return self.schema_.restore(rows)
 
@@ -433,7 +436,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         """f of the model; above the largest level trained, of its closed form."""
         high = self.levels_.sigma_max
         above = at > high
-        with torch.no_grad(), _threads(self.n_jobs):
+        with torch.no_grad(), threads(self.n_jobs):
             if bool(above.all()):
                 return f(model.skip, z, Gaussian(at)).double().numpy()
             out = f(model, z, Gaussian(at.clamp(max=high)))
@@ -446,7 +449,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         low = self.levels_.sigma_min
         try:
             level = as_level(torch.as_tensor(np.asarray(low if sigma is None else sigma, dtype=np.float64)), "sigma")
-        except (TypeError, ValueError, RuntimeError) as e:
+        except (TypeError, ValueError, RuntimeError, OverflowError) as e:
             if isinstance(e, InputError):
                 raise
             raise InputError(f"sigma: got {short(sigma)}, want a number or one number a row") from None
@@ -478,7 +481,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         """
         self._fitted()
         z = self.to_model(X)
-        with _threads(self.n_jobs):
+        with threads(self.n_jobs):
             return densities.log_prob(self, z, trace, random_state)
 
     def score_samples(self, X: Any) -> Array:
@@ -507,7 +510,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         self._fitted()
         values = self.schema_.check(X).values
         self.units_.checked(values, self.schema_)  # or far rows would be found in the draws around them
-        with _threads(self.n_jobs):
+        with threads(self.n_jobs):
             return densities.log_mass(self, values, n_draws, random_state)
 
     def decision_function(self, X: Any) -> Array:
@@ -525,7 +528,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         near = ~self.units_.far(values).reshape(len(values), -1).any(1)
         labels = np.full(len(values), -1)
         if near.any():
-            with _threads(self.n_jobs):
+            with threads(self.n_jobs):
                 found = densities.log_prob(self, self.units_.to_model(values[near]), None).value.numpy()
             labels[near] = np.where(found < self.offset_, -1, 1)
         return labels
@@ -565,7 +568,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         self._fitted()
         if self._unseen.log_prob is None:
             generator = generator_from(self.random_state, device_from(self.device))
-            with _threads(self.n_jobs):
+            with threads(self.n_jobs):
                 self._unseen = outliers.measured(self, self._unseen, None, generator)
         return self._unseen
 
@@ -606,7 +609,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         """
         self._fitted()
         state = self.random_state if random_state is None else random_state
-        with _threads(self.n_jobs):
+        with threads(self.n_jobs):
             return diagnosis.diagnose(self, X_test, X_train, groups, out, n_levels, state)
 
     def _fitted(self) -> OnReference:
@@ -659,18 +662,6 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         self.self_check_, self.score_error_ = parts.check, parts.error
         self.n_held_out_ = parts.n_held_out
         self._unseen = parts.unseen
-
-
-@contextmanager
-def _threads(n: int | None) -> Iterator[None]:
-    """Use so many threads, and put the setting back."""
-    before = torch.get_num_threads()
-    if n is not None:
-        torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _at(level: Tensor, rows: range) -> Tensor:

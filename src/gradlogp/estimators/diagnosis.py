@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import InputError, as_count
+from gradlogp._shapes import as_count
 from gradlogp.audit import MIN_DRAWS, MIN_ROWS, Audit, View, check_folder, measure
 from gradlogp.diagnostics import MIN_GROUPS, Bracket, Estimate, LevelError, ScoreError, score_error
 from gradlogp.diagnostics.references import default_noise
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gradlogp.estimators.density import ScoreDensity
 
 N_LEVELS = 12
+MOST_LEVELS = 10_000
 ORDERED = (
     "the fitted rows are correlated in their order: this holds only if they were sorted, not if they depend on each "
     "other; then fit with groups"
@@ -39,9 +40,7 @@ def ladder(levels: NoiseLevels, n_levels: object = N_LEVELS) -> list[Gaussian]:
     Raises:
         InputError: n is not a whole number >= 2.
     """
-    n = as_count(n_levels, "n_levels")
-    if n < 2:
-        raise InputError(f"n_levels: got {n}, want at least 2")
+    n = as_count(n_levels, "n_levels", least=2, most=MOST_LEVELS)
     return [Gaussian(float(s)) for s in np.geomspace(levels.sigma_min, levels.sigma_max, n)]
 
 

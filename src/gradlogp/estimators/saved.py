@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from gradlogp import samplers
-from gradlogp._shapes import InputError
+from gradlogp._shapes import InputError, short
 from gradlogp.data import Grid, Schema
-from gradlogp.data.containers import short
 from gradlogp.diagnostics import Estimate, ScoreError, SelfCheck
 from gradlogp.estimators import diagnosis
 from gradlogp.estimators.building import FADE, new_network, put_together

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch import distributions as td
 
+from gradlogp._draws import Seeded
 from gradlogp._shapes import Batch, InputError, Level, Rows, event_size, require_batch, same_batch
 from gradlogp.kernels.base import GaussianForm, Kernel
 from gradlogp.kernels.landmarks import landmarks
@@ -150,15 +151,13 @@ class Additive(Kernel):
 
     @staticmethod
     def _drawn(law: td.Distribution, sample_shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-        """Draws of a law. torch.distributions take no generator: it seeds a fork of the global one."""
+        """Draws of a law. torch.distributions take no generator: it seeds what they draw from."""
         size = torch.Size(sample_shape)
         if generator is None:
             drawn: Tensor = law.sample(size)
             return drawn
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        devices = [generator.device] if generator.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
+        with Seeded(seed):
             seeded: Tensor = law.sample(size)
         return seeded
 

@@ -74,8 +74,7 @@ def kl_bound(
     if not isinstance(oracle, Oracle):
         raise InputError(f"oracle: got {type(oracle).__name__}, want an exact density, such as oracles.GaussianMixture")
     times = ImportanceTimes(process, t_min, t_max)
-    if as_count(n) < 2:
-        raise InputError("n: got 1, want at least 2")
+    n = as_count(n, least=2, each=8)
     block = _BLOCK if n >= 2 * _BLOCK else 1
     x = oracle.sample(-(-n // block) * block, generator=generator)
     score = _score_error(model, oracle, x, times, block, generator)

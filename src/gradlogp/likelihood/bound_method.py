@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, field
 
 from gradlogp._shapes import InputError, as_count
@@ -42,8 +43,8 @@ class BoundMethod:
     max_draws: int = 2**15
 
     def __post_init__(self) -> None:
-        n = as_count(self.n_draws, "n_draws")
-        if as_count(self.max_draws, "max_draws") < n:
+        n = as_count(self.n_draws, "n_draws", each=8)
+        if as_count(self.max_draws, "max_draws", most=sys.maxsize) < n:
             raise InputError(f"max_draws: got {self.max_draws}, want at least n_draws, {n}")
         if not isinstance(self.form, BoundForm):
             raise InputError(f"form: got {self.form!r}, want an instance of a form, such as DenoisingForm()")

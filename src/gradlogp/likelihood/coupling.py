@@ -32,9 +32,8 @@ class Coupling(nn.Module):
     def __init__(self, keep: Tensor, n_condition: int, width: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.register_buffer("keep", keep)
-        self.first = nn.Linear(n_condition + len(keep), width)
-        self.inner = nn.Linear(width, width)
-        self.last = nn.Linear(width, 2 * len(keep))
+        sizes = (n_condition + len(keep), width), (width, width), (width, 2 * len(keep))
+        self.first, self.inner, self.last = (nn.utils.skip_init(nn.Linear, *size) for size in sizes)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
         for linear in (self.first, self.inner):

@@ -12,7 +12,18 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from gradlogp._shapes import Batch, InputError, Rows, as_batch, as_count, as_level, dot, event_size, same_event
+from gradlogp._shapes import (
+    Batch,
+    InputError,
+    Rows,
+    as_batch,
+    as_count,
+    as_number,
+    dot,
+    event_size,
+    require_memory,
+    same_event,
+)
 from gradlogp.diagnostics import Estimate
 from gradlogp.likelihood.bound import end_of, require_score_model
 from gradlogp.likelihood.bound_gaussian import Normal
@@ -55,7 +66,7 @@ class Dequantisation(nn.Module, ABC):
     def __init__(self, widths: Tensor | float, *, below: float = 0.0) -> None:
         super().__init__()
         self.register_buffer("widths", _widths(widths))
-        self.below = as_level(below, "below", positive=False).item()
+        self.below = as_number(below, "below", positive=False)
         if self.below > 1:
             raise InputError(f"below: got {self.below:g}, want a share from 0 to 1")
 
@@ -168,7 +179,8 @@ class VariationalDequantisation(Dequantisation):
         self.register_buffer("discrete", (h > 0).nonzero()[:, 0])
         self.register_buffer("centre", flat.mean(0))
         self.register_buffer("spread", torch.where(spread > 0, spread, 1.0))
-        layers, units = as_count(n_layers, "n_layers"), as_count(width, "width")
+        layers, units = as_count(n_layers, "n_layers", most=1000), as_count(width, "width")
+        require_memory(units, "width", lambda k: 8 * layers * k * (k + len(h) + 3 * len(self.discrete)))
         self.flow = CellFlow(len(self.discrete), len(h), n_layers=layers, width=units, generator=generator)
 
     def _draw(self, x: Batch, v: Tensor) -> tuple[Tensor, Rows]:
@@ -314,11 +326,12 @@ def fit_dequantiser(
         raise InputError(f"dequantiser: got {type(dequantiser).__name__}, want a VariationalDequantisation")
     x, _ = dequantiser._checked(x)
     seen = x if held_out is None else as_batch(held_out, "held_out")
-    n_steps, rate = as_count(n_steps, "n_steps"), as_level(learning_rate, "learning_rate").item()
+    batch_size = as_count(batch_size, "batch_size", each=x[0].nbytes)
+    n_steps, rate = as_count(n_steps, "n_steps"), as_number(learning_rate, "learning_rate")
     seeds = seed_from(generator), seed_from(generator)
     gain = _gain(dequantiser, surrogate, seen, seeds[0])
     looks, best = [Look(0, math.nan, gain)], copy.deepcopy(dequantiser.state_dict())
-    for step, loss in _steps(dequantiser, surrogate, x, (n_steps, as_count(batch_size, "batch_size"), rate), generator):
+    for step, loss in _steps(dequantiser, surrogate, x, (n_steps, batch_size, rate), generator):
         gain = _gain(dequantiser, surrogate, seen, seeds[0])
         if gain.value > max(look.gain.value for look in looks):
             best = copy.deepcopy(dequantiser.state_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -10,7 +11,17 @@ import torch
 from numpy.polynomial.legendre import legroots
 from torch import Tensor
 
-from gradlogp._shapes import Batch, InputError, Rows, as_batch, as_count, as_level, dot, event_size, squared_norm
+from gradlogp._shapes import (
+    Batch,
+    InputError,
+    Rows,
+    as_batch,
+    as_count,
+    as_number,
+    dot,
+    event_size,
+    squared_norm,
+)
 from gradlogp.diagnostics.ladder import score_at
 from gradlogp.kernels import Kernel
 from gradlogp.kernels.base import require_levels
@@ -106,8 +117,8 @@ def log_density_difference(
         got = f"{tuple(x.shape)} {x.dtype} and {tuple(y.shape)} {y.dtype}"
         raise InputError(f"x and y: got {got}, want one shape and dtype")
     require_levels(kernel, x)
-    atol, bend = as_level(atol, "atol").item(), as_level(bend, "bend").item()
-    if as_count(max_nodes, "max_nodes") < NODES:
+    atol, bend = as_number(atol, "atol"), as_number(bend, "bend")
+    if as_count(max_nodes, "max_nodes", most=sys.maxsize) < NODES:
         raise InputError(f"max_nodes: got {max_nodes}, want at least {NODES}")
     d = y.double() - x.double()
     straight = _integral(_Path(model, kernel, x, d, torch.zeros_like(d)), atol, max_nodes)

@@ -130,7 +130,8 @@ def log_mass(
 
     Reference: Burda, Grosse and Salakhutdinov (2016), "Importance weighted autoencoders", theorem 1.
     """
-    x, k = as_batch(x), _at_least_two(n_draws)
+    x = as_batch(x)
+    k = _at_least_two(n_draws, len(x))
     log_p, log_q = _over_draws(log_density, x, dequantiser, k, generator)
     log_w = log_p - log_q
     value = log_w.logsumexp(0) - math.log(k)
@@ -167,7 +168,8 @@ def mass_bound(
     Reference: Song, Durkan, Murray and Ermon (2021), "Maximum likelihood training of score-based diffusion models",
     section 5.
     """
-    x, k = as_batch(x), _at_least_two(n_draws)
+    x = as_batch(x)
+    k = _at_least_two(n_draws, len(x))
     negative, log_q = _over_draws(lambda y: -bound(y), x, dequantiser, k, generator)
     each = log_q - negative
     return MassBound(each.mean(0).to(x.dtype), (each.std(0) / math.sqrt(k)).to(x.dtype), k)
@@ -204,8 +206,6 @@ def _rows_of(log_p: object, n: int) -> Tensor:
     return log_p
 
 
-def _at_least_two(n_draws: int) -> int:
-    n = as_count(n_draws, "n_draws")
-    if n < 2:
-        raise InputError("n_draws: got 1, want at least 2: the standard error is that of the draws")
-    return n
+def _at_least_two(n_draws: int, n_rows: int) -> int:
+    """A number of draws: the standard error is that of the draws."""
+    return as_count(n_draws, "n_draws", least=2, each=16 * n_rows)

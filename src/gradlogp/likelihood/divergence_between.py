@@ -55,7 +55,7 @@ def kl_divergence(
         same_event(x, reference.event_shape, "x_p")
     high, low = levels_for((g_p, g_q), x, sigma_min, sigma_max)
     d_p, d_q = denoiser(model_p, x, "model_p"), denoiser(model_q, x, "model_q")
-    n = as_count(n_draws, "n_draws")
+    n = as_count(n_draws, "n_draws", each=8)
     g = torch.Generator(x.device).manual_seed(seed_from(generator))
     pair = Pair(d_q, d_p)
     integral = pair.integral(x, pair.pilot(x, low, high, g), (1, n), g)[:, 0]

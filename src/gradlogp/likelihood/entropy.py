@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Batch, InputError, Rows, as_batch, as_count, same_event
+from gradlogp._shapes import Batch, Rows, as_batch, as_count, same_event
 from gradlogp.diagnostics.estimates import Estimate
 from gradlogp.likelihood.information import (
     Levels,
@@ -79,11 +79,11 @@ def denoising_log_prob(
     Durkan, Murray and Ermon (2021), "Maximum likelihood training of score-based diffusion models", theorem 3.
     """
     x = as_batch(x)
-    n = _as_replicates(n_replicates)
+    n = as_count(n_replicates, "n_replicates", least=2, each=8 * len(x))  # for a standard error
     reference = reference_of(model, x)
     high, low = ends(reference, sigma_max, sigma_min)
     path, levels, g = _prepared(model, reference, x, (low, high), generator)
-    replicates = path.integral(x, levels, (n, as_count(n_draws, "n_draws")), g)
+    replicates = path.integral(x, levels, (n, as_count(n_draws, "n_draws", each=8)), g)
     above = path.above(x, high, n, g)
     value = -gaussian_log_loss(reference, x, low) - replicates.mean(1)
     parts = (_stderr(replicates), above.mean(1), _stderr(above))
@@ -135,7 +135,10 @@ def cross_entropy(
     same_event(x, reference.event_shape)
     high, low = levels_for((reference,), x, sigma_min, sigma_max)
     path, levels, g = _prepared(model, reference, x, (low, high), generator)
-    rows = gaussian_log_loss(reference, x, low) + path.integral(x, levels, (1, as_count(n_draws, "n_draws")), g)[:, 0]
+    rows = (
+        gaussian_log_loss(reference, x, low)
+        + path.integral(x, levels, (1, as_count(n_draws, "n_draws", each=8)), g)[:, 0]
+    )
     return mean_of_rows(rows, path.above(x, high, 1, g)[:, 0])
 
 
@@ -189,13 +192,6 @@ def _prepared(
     pair = Pair(denoiser(model, x, "model"), gaussian_denoiser(reference))
     g = torch.Generator(x.device).manual_seed(seed_from(generator))
     return pair, pair.pilot(x, *between, g), g
-
-
-def _as_replicates(n: object) -> int:
-    count = as_count(n, "n_replicates")
-    if count < 2:
-        raise InputError(f"n_replicates: got {count}, want at least 2, for a standard error")
-    return count
 
 
 def _stderr(replicates: Tensor) -> Rows:

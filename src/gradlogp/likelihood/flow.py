@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gradlogp._shapes import Batch, InputError, Rows, as_batch, same_event
+from gradlogp._shapes import Batch, InputError, Rows, as_batch, as_number, same_event
 from gradlogp.kernels import Gaussian
 from gradlogp.likelihood.bound import require_score_model
 from gradlogp.likelihood.gaussian_at import gaussian_at
@@ -19,7 +19,7 @@ from gradlogp.likelihood.residual import Clock, ResidualFlow
 from gradlogp.likelihood.traces import Exact, Signs, Trace
 from gradlogp.models import GaussianReference, ScoreModel, event_of
 from gradlogp.samplers import Frame
-from gradlogp.samplers.starts import STOP, one_level, seed_from
+from gradlogp.samplers.starts import STOP, seed_from
 
 FAR = 100.0  # default sigma_max of a model that has no largest level, in standard deviations of the widest direction
 EXACT_BELOW = 128  # coordinates up to which the trace is exact by default
@@ -194,11 +194,9 @@ def _trace_for(x: Batch, trace: object) -> Trace:
 
 
 def _require_differentiable(model: ScoreModel, row: Batch, sigma: float) -> None:
-    """Refuse a score of another shape, and one that is cut off from x, in which autograd would find no slope."""
+    """Refuse a score that is cut off from x, in which autograd would find no slope."""
     with torch.enable_grad():
         score = model.score(row.detach().requires_grad_(), Gaussian(sigma))
-    if score.shape != row.shape:
-        raise InputError(f"model: got a score of shape {tuple(score.shape)} for rows {tuple(row.shape)}, want the same")
     if not score.requires_grad:
         raise InputError("model: its score does not depend on x for autograd, want one that is not detached")
 
@@ -224,7 +222,7 @@ def _levels(
         sigma_max = trained[1] if trained is not None else FAR * reference.eigenvalues.max().sqrt().item()
     if sigma_min is None and reference is not None:
         sigma_min = trained[0] if trained is not None else STOP * reference.data_scale.item()
-    low, high = one_level(sigma_min, "sigma_min"), one_level(sigma_max, "sigma_max")
+    low, high = as_number(sigma_min, "sigma_min"), as_number(sigma_max, "sigma_max")
     if low >= high:
         raise InputError(f"sigma_min, sigma_max: got {low:g} and {high:g}, want sigma_min < sigma_max")
     return low, high, gaussian_at(model, x, high) if reference is None else reference

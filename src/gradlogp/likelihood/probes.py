@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Rows, as_count, as_level
+from gradlogp._shapes import Rows, as_count, as_number
 from gradlogp.likelihood.linearised import Linearised, Near, at_levels
 from gradlogp.likelihood.path import Path
 from gradlogp.likelihood.quadrature import grid, weights
@@ -50,9 +51,9 @@ class Hutchinson(Trace):
     max_probes: int | None = None
 
     def __post_init__(self) -> None:
-        as_level(self.atol, "atol")
+        as_number(self.atol, "atol")
         if self.max_probes is not None:
-            as_count(self.max_probes - 2, "max_probes - 2")
+            as_count(self.max_probes, "max_probes", least=3, most=sys.maxsize)
 
     def near(self, point: Linearised, s: Rows, signs: Signs) -> Near:
         """The whole Jacobian up to 128 coordinates, otherwise the curvature from four probes."""

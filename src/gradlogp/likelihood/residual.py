@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Batch, InputError, Rows
+from gradlogp._shapes import Batch, Rows
 from gradlogp.kernels import Gaussian
 from gradlogp.models import ScoreModel
 from gradlogp.samplers import Frame
@@ -70,10 +70,7 @@ class ResidualFlow:
 
     def denoise(self, y: Batch, s: Tensor) -> Batch:
         """D(y; s), like y in float64."""
-        d = self.model.denoise(y.to(self.dtype), Gaussian(s.to(self.dtype)))
-        if d.shape != y.shape:
-            raise InputError(f"model: got a value of shape {tuple(d.shape)} for rows {tuple(y.shape)}, want the same")
-        return d.double()
+        return self.model.denoise(y.to(self.dtype), Gaussian(s.to(self.dtype))).double()
 
     def fields(self, u: Tensor, w: Tensor, denoised: Batch | None = None) -> tuple[Tensor, Tensor]:
         """q and ∇_u log p, ``(B, D)`` each. One call of the model, unless its value there is given.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import InputError, Level, as_count, as_level
+from gradlogp._shapes import InputError, Level, as_count, as_level, as_number
 from gradlogp.processes import Process
 from gradlogp.processes.base import Time
 
@@ -82,18 +82,14 @@ class ImportanceTimes:
         Raises:
             InputError: n < 1.
         """
-        n = as_count(n)
+        n = as_count(n, each=24)
         device = None if generator is None else generator.device
         inside = torch.rand(n, generator=generator, dtype=torch.float64, device=device)
         return self.quantile((torch.arange(n, dtype=torch.float64, device=device) + inside) / n)
 
 
 def _one_time(process: Process, t: Time, name: str) -> float:
-    level = as_level(t, name, positive=False)
-    if level.numel() != 1:
-        raise InputError(f"{name}: got {level.numel()} numbers, want one")
-    value: float = level.double().item()
-    outside = process.domain.outside(level.double())
-    if bool(outside.any()):
+    value = as_number(t, name, positive=False)
+    if bool(process.domain.outside(torch.tensor(value, dtype=torch.float64))):
         raise InputError(f"{name}: got {value:g}, want {process.domain} for {process!r}")
     return value

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Rows, as_level
+from gradlogp._shapes import Rows, as_number
 from gradlogp.likelihood.linearised import Linearised, Near, at_levels
 from gradlogp.likelihood.path import Path
 from gradlogp.likelihood.quadrature import refined
@@ -100,7 +100,7 @@ class Exact(Trace):
     atol: float = 3e-4
 
     def __post_init__(self) -> None:
-        as_level(self.atol, "atol")
+        as_number(self.atol, "atol")
 
     def near(self, point: Linearised, s: Rows, signs: Signs) -> Near:  # noqa: ARG002
         """The curvature, exactly."""

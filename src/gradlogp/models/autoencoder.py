@@ -15,7 +15,7 @@ from gradlogp._shapes import (
     Rows,
     as_batch,
     as_count,
-    as_level,
+    as_number,
     dot,
     per_row,
     same_event,
@@ -65,7 +65,7 @@ class DenoisingAutoencoder(Denoiser):
     ) -> None:
         super().__init__()
         _check(W, b, c, decoder)
-        self.register_buffer("level", torch.tensor(as_level(sigma, "sigma").item(), dtype=torch.float64))
+        self.register_buffer("level", torch.tensor(as_number(sigma, "sigma"), dtype=torch.float64))
         self.levels = self.sigma, self.sigma
         self.W, self.b, self.c = (nn.Parameter(v.detach().clone()) for v in (W, b, c))
         self.decoder = None if decoder is None else nn.Parameter(decoder.detach().clone())
@@ -96,7 +96,8 @@ class DenoisingAutoencoder(Denoiser):
         Raises:
             InputError: x no finite batch, n_hidden < 1, or a sigma that is not positive.
         """
-        x, n_hidden = as_batch(x), as_count(n_hidden, "n_hidden")
+        x = as_batch(x)
+        n_hidden = as_count(n_hidden, "n_hidden", each=2 * x[0].nbytes)
         d = x[0].numel()
         bound = math.sqrt(6 / (n_hidden + d))
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from gradlogp._shapes import Batch, InputError, Level, Rows, per_row
+from gradlogp._shapes import Batch, InputError, Level, Rows, per_row, require_numbers
 from gradlogp.kernels import GaussianForm, Kernel
 from gradlogp.kernels.base import require_kernel
 
@@ -90,16 +90,37 @@ def _in_own_dtype(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(self, **options)  # Python's own error for an argument that is missing
         x_t, args = (args[0], args[1:]) if args else (options.pop(name), args)
         own = self.own_number()
-        if not isinstance(x_t, Tensor) or own is None or not x_t.is_floating_point():
+        if not isinstance(x_t, Tensor) or not x_t.is_floating_point():
             return method(self, x_t, *args, **options)
-        if x_t.device != own.device:
+        require_numbers(x_t, name)
+        if own is not None and x_t.device != own.device:
             raise InputError(f"x_t: got rows on {x_t.device}, want them on {own.device}, where the model is")
-        if self.keeps_digits or x_t.dtype == own.dtype:
-            return method(self, x_t, *args, **options)
-        out = method(self, x_t.to(own.dtype), *args, **options)
-        return out.to(x_t.dtype) if isinstance(out, Tensor) else out
+        like_rows, same = method.__name__ in ("score", "denoise"), own is None or self.keeps_digits
+        out = method(self, x_t if same or own is None else x_t.to(own.dtype), *args, **options)
+        if isinstance(out, Tensor) and (like_rows or not same) and out.is_floating_point():
+            out = out.to(x_t.dtype)
+        return require_like(out, x_t, f"{type(self).__name__}: {method.__name__}") if like_rows else out
 
     return asked
+
+
+def require_like(out: object, like: Tensor, what: str) -> Tensor:
+    """Check what a network or a function of a user's gave: a tensor of its input's shape and dtype.
+
+    Under autocast a dtype of fewer digits is what was asked for; it is made that of the input.
+
+    Raises:
+        InputError: something else, which torch might broadcast or promote in silence.
+    """
+    if not isinstance(out, Tensor):
+        raise InputError(f"{what} gave a {type(out).__name__}, want a tensor like its input")
+    if out.shape != like.shape:
+        raise InputError(f"{what} gave shape {tuple(out.shape)}, want that of its input, {tuple(like.shape)}")
+    if out.dtype == like.dtype:
+        return out
+    if out.is_floating_point() and torch.is_autocast_enabled(like.device.type):
+        return out.to(like.dtype)
+    raise InputError(f"{what} gave {out.dtype}, want {like.dtype}, that of its input, e.g. by .to(x.dtype)")
 
 
 class Reference(ScoreModel):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gradlogp._shapes import Batch, InputError, Rows, per_row
 from gradlogp.kernels import Kernel
+from gradlogp.models.base import require_like
 from gradlogp.models.gaussian import GaussianReference
 from gradlogp.models.preconditioned import OnReference
 
@@ -67,10 +68,10 @@ class EnergyModel(OnReference):
         return self.skip
 
     def _potential(self, z: Batch, c_noise: Rows) -> Rows:
-        g: Tensor = self.network(z, c_noise)
-        if g.shape != z.shape[:1]:
-            raise InputError(f"EnergyModel: the network gave shape {tuple(g.shape)}, want ({len(z)},), a number a row")
-        return g
+        g, what = self.network(z, c_noise), f"EnergyModel: the network {type(self.network).__name__}"
+        if isinstance(g, Tensor) and g.shape != z.shape[:1]:
+            raise InputError(f"{what} gave shape {tuple(g.shape)}, want ({len(z)},), a number a row")
+        return require_like(g, z.flatten(1)[:, 0], what)
 
 
 def gradient(f: Callable[[Tensor, Tensor], Tensor], x: Batch, c: Rows) -> Batch:

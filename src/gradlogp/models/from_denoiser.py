@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradlogp._shapes import Batch, InputError, as_level, per_row
+from gradlogp._shapes import Batch, InputError, as_number, per_row
 from gradlogp.kernels import Kernel
-from gradlogp.models.base import Denoiser, gaussian_form
+from gradlogp.models.base import Denoiser, gaussian_form, require_like
 from gradlogp.models.gaussian import GaussianReference
 
 _SAME = 1e-4  # relative difference of two noise levels that are meant to be one
@@ -69,7 +69,7 @@ class FromDenoiser(Denoiser):
             raise InputError(f"f: got {type(f).__name__}, want a function from noisy to clean rows")
         _require_arguments(f, 1 if sigma is not None else 2)
         self.f, self.arrays = f, arrays
-        self.sigma = None if sigma is None else as_level(sigma, "sigma").item()
+        self.sigma = None if sigma is None else as_number(sigma, "sigma")
         self.levels = None if self.sigma is None else (self.sigma, self.sigma)
         self._reference = reference
 
@@ -108,11 +108,13 @@ class FromDenoiser(Denoiser):
             out = torch.from_numpy(np.ascontiguousarray(out)).to(like)
             if out.shape == like.shape[:1] and like.shape[1:] == (1,):  # as scikit-learn has one column
                 out = out[:, None]
-        if not isinstance(out, Tensor):
-            hint = ", or arrays=True for a function of numpy arrays" if isinstance(out, np.ndarray) else ""
-            raise InputError(f"denoiser: f gave a {type(out).__name__}, want a tensor like its input{hint}")
-        if out.shape != like.shape:
-            raise InputError(f"denoiser: f gave shape {tuple(out.shape)}, want that of its input, {tuple(like.shape)}")
+        if isinstance(out, np.ndarray):
+            raise InputError(
+                "denoiser: f gave an ndarray, want a tensor like its input, "
+                "or arrays=True for a function of numpy arrays"
+            )
+        floats = isinstance(out, Tensor) and out.is_floating_point()
+        out = require_like(out.to(like.dtype) if floats else out, like, "denoiser: f")
         if torch.is_grad_enabled() and like.requires_grad and not out.requires_grad:
             raise InputError("denoiser: got no gradient in x_t, want an f that autograd can follow")
         return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 
 import torch
@@ -163,9 +164,8 @@ class GaussianReference(Reference):
 
     def sample_noisy(self, n: int, kernel: Kernel, *, generator: torch.Generator | None = None) -> Batch:
         """Draws from N(alpha·μ, alpha²Σ + sigma² I), the Gaussian seen through isotropic noise."""
-        z = torch.randn(
-            as_count(n), *self.event_shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device
-        )
+        n = as_count(n, most=sys.maxsize, each=2 * self.mean.nbytes)
+        z = torch.randn(n, *self.event_shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
         return self.coloured(z, kernel)
 
     def coloured(self, z: Batch, kernel: Kernel) -> Batch:

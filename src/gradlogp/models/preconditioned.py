@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gradlogp._shapes import Batch, Rows, per_row
 from gradlogp.kernels import Kernel
-from gradlogp.models.base import Reference, ScoreModel, columns, gaussian_form, tweedie
+from gradlogp.models.base import Reference, ScoreModel, columns, gaussian_form, require_like, tweedie
 from gradlogp.models.gaussian import GaussianReference
 
 N_GATES = 16
@@ -152,5 +152,4 @@ class Preconditioned(OnReference):
 
     def learnt(self, z: Batch, c_noise: Rows) -> Batch:
         """F(z, c_noise), the network's output."""
-        out: Tensor = self.network(z, c_noise)
-        return out
+        return require_like(self.network(z, c_noise), z, f"Preconditioned: the network {type(self.network).__name__}")

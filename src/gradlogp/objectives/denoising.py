@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor
 
@@ -51,7 +53,7 @@ class DenoisingScoreMatching:
         if isinstance(references, Tensor):
             self.references = _Known(as_batch(references, "references"))
         else:
-            self.references = 1 if references is None else as_count(references, "references")
+            self.references = 1 if references is None else as_count(references, "references", most=sys.maxsize)
 
     def __call__(self, model: ScoreModel, x: Batch, kernel: Kernel, generator: torch.Generator | None = None) -> Rows:
         """The loss of each row, ``(B,)``."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Batch, InputError, Rows, as_count, dot, per_row, squared_norm
+from gradlogp._shapes import Batch, Rows, as_count, as_positive, dot, per_row, squared_norm
 from gradlogp.kernels import Kernel
 from gradlogp.models import ScoreModel, linearise
 from gradlogp.models.jacobian import units
@@ -67,9 +67,7 @@ class FiniteDifferenceScoreMatching:
     """
 
     def __init__(self, step: float = 0.02, projection: Projection = rademacher) -> None:
-        if not step > 0:
-            raise InputError(f"step: got {step}, want > 0")
-        self.step = step
+        self.step = as_positive(step, "step")
         self.projection = projection
 
     def __call__(self, model: ScoreModel, x: Batch, kernel: Kernel, generator: torch.Generator | None = None) -> Rows:

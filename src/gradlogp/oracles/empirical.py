@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -62,8 +63,8 @@ class Empirical(Parzen, Oracle):
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Batch:
         """Rows of the data, drawn with replacement."""
-        device = self.data.device
-        return self.data[torch.randint(len(self.data), (as_count(n),), generator=generator, device=device)]
+        n, device = as_count(n, most=sys.maxsize, each=8 + self.data[0].nbytes), self.data.device
+        return self.data[torch.randint(len(self.data), (n,), generator=generator, device=device)]
 
     def leave_one_out(self, index: Tensor) -> LeaveOneOut:
         """The model in which query i does not see row ``index[i]`` of the data; ``(B,)`` whole numbers."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Batch, InputError, Rows, as_count, event_size, same_event
+from gradlogp._shapes import Batch, InputError, Rows, as_count, event_size, require_numbers, same_event, short
 from gradlogp.kernels import GaussianForm, Kernel
 from gradlogp.models import GaussianReference, gaussian_form, tweedie
 from gradlogp.models.gaussian import rounding_of_eigenvalues, symmetric_part
@@ -57,7 +59,7 @@ class GaussianMixture(Oracle):
 
     Args:
         weights: ``(K,)``, positive; normalised to sum to one.
-        means: ``(K, *event)``.
+        means: ``(K, *event)``, or a list of K tensors, as for the others.
         covariances: isotropic, a number or ``(K,)`` variances; diagonal, the shape of ``means``; or full,
             ``(K, D, D)``. Positive semi-definite to the rounding of their dtype (a point mass is allowed: the kernel
             gives it a density).
@@ -72,7 +74,12 @@ class GaussianMixture(Oracle):
     variances: Tensor
     vectors: Tensor | None
 
-    def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor | float) -> None:
+    def __init__(
+        self,
+        weights: Tensor | Sequence[Any],
+        means: Tensor | Sequence[Any],
+        covariances: Tensor | float | Sequence[Any],
+    ) -> None:
         super().__init__()
         weights, covariances = _tensor(weights, "weights", torch.float64), _tensor(covariances, _C, torch.float64)
         means = _tensor(means, "means", torch.get_default_dtype())
@@ -115,7 +122,7 @@ class GaussianMixture(Oracle):
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Batch:
         """x = m_k + V_k √λ_k z, k ~ w."""
         device = self.means.device
-        n = as_count(n)
+        n = as_count(n, most=sys.maxsize, each=24 * self.means.shape[1])
         k = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)
         z = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64, device=device)
         y = self.variances[k].sqrt() * z
@@ -208,12 +215,16 @@ def _full(variances: Tensor, vectors: Tensor | None) -> Tensor:
     return (vectors * variances[:, None, :]) @ vectors.mT
 
 
-def _tensor(values: Tensor | float, name: str, dtype: torch.dtype) -> Tensor:
-    """The values as they are if they have a dtype, otherwise in the given one."""
+def _tensor(values: Tensor | float | Sequence[Any], name: str, dtype: torch.dtype) -> Tensor:
+    """The values as they are if they have a dtype, otherwise in the given one; a list of tensors is their stack."""
     try:
-        return torch.as_tensor(values, dtype=None if hasattr(values, "dtype") else dtype)
-    except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"{name}: got {type(values).__name__}, want numbers") from None
+        if isinstance(values, list | tuple) and any(isinstance(v, Tensor) for v in values):
+            found = torch.stack([torch.as_tensor(v) for v in values])
+        else:
+            found = torch.as_tensor(values, dtype=None if hasattr(values, "dtype") else dtype)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise InputError(f"{name}: got {short(values)}, want numbers, as many in each component") from None
+    return require_numbers(found, name)
 
 
 def _check_components(weights: Tensor, means: Tensor) -> None:

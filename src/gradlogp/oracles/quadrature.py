@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch import distributions as td
 
+from gradlogp._draws import Seeded
 from gradlogp._shapes import Batch, InputError, Rows, as_count, per_row, same_event
 from gradlogp.kernels import Additive, Gaussian, Kernel
 from gradlogp.kernels.landmarks import CENTER, landmarks
@@ -22,6 +24,7 @@ from gradlogp.oracles.base import Oracle, WeightedPoints, by_chunks
 _N_EDGES = 320  # about as many intervals a row; it only sizes the chunks
 _STEPS = 2.0 ** torch.cat([torch.arange(-40.0, -3.0, 2.0), torch.arange(-3.0, 6.5, 0.5)]).double()
 _N_DRAWS = 8193
+_MOST_NODES = 1000
 _OFFSETS: WeakKeyDictionary[Kernel, Grid] = WeakKeyDictionary()
 
 
@@ -53,17 +56,17 @@ class Quadrature(Oracle):
             raise InputError(f"Quadrature: got batch and event shapes {shapes}, want a law of one number, (), ()")
         self.distribution = distribution
         self._law = in_float64(distribution)
-        self._order = as_count(order, "order")
+        self._order = as_count(order, "order", most=_MOST_NODES)
         grid = _grid(self._law, breakpoints)
         self._missing = grid.missing
         self.register_buffer("edges", grid.edges)
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Batch:
         """Draws from p, ``(n, 1)``."""
+        n = as_count(n, most=sys.maxsize, each=8)
         seed = int(torch.randint(2**62, (), generator=generator))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            draws: Tensor = self.distribution.sample(torch.Size((as_count(n), 1)))
+        with Seeded(seed):
+            draws: Tensor = self.distribution.sample(torch.Size((n, 1)))
         return draws
 
     def log_prob(self, x_t: Batch, kernel: Kernel) -> Rows:
@@ -154,8 +157,7 @@ def _grid(law: td.Distribution, breakpoints: Tensor | None) -> Grid:
     name = f"Quadrature({type(law).__name__})"
 
     def draw() -> Tensor:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with Seeded(0):
             draws: Tensor = law.sample(torch.Size((_N_DRAWS,)))
         return draws
 

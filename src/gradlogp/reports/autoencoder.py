@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from gradlogp._shapes import Batch, InputError, as_count, as_level
+from gradlogp._shapes import Batch, InputError, as_count, as_number, as_positive
 from gradlogp.audit import View, check_folder
+from gradlogp.audit.bar import Bar
 from gradlogp.audit.canvas import BLUE, ORANGE, bare, mosaic, new_figure, write
 from gradlogp.data import detect_grid, read
 from gradlogp.diagnostics import Chain, chain
@@ -115,14 +115,15 @@ def learn_autoencoder(
     Raises:
         InputError: data that cannot be used, sigma or max_seconds that are not positive, or n_hidden < 1.
     """
-    limit, n_hidden = as_level(max_seconds, "max_seconds").item(), as_count(n_hidden, "n_hidden")
+    limit = as_positive(max_seconds, "max_seconds")
     table, g = read(X, min_rows=MIN_ROWS), generator_from(seed, torch.device("cpu"))
+    n_hidden = as_count(n_hidden, "n_hidden", each=24 * table.values[0].size)  # weights, their average, Adam's
     grid = detect_grid(table.values)
     units = Units.of_data(table.values, standardize, grid, table.schema)
     z = units.to_model(table.values)
     order, n = deal(row_labels(table.values, grid), min(max(2, round(HELD_OUT * len(z))), MOST_HELD_OUT), g)
     z = z[order]
-    level = GaussianReference.of_data(z).data_scale.item() if sigma is None else as_level(sigma, "sigma").item()
+    level = GaussianReference.of_data(z).data_scale.item() if sigma is None else as_number(sigma, "sigma")
     model = DenoisingAutoencoder.of_data(z[n:] / level, n_hidden, 1.0, generator=g)
     history = tuple(_trained(model, z[n:] / level, z[:n] / level, limit, g, verbose))
     found = chain(
@@ -194,7 +195,7 @@ def _trained(
     )  # fmt: skip
     steps = train(model, x, held_out, levels=OneLevel(1.0), recipe=recipe, objective=ReconstructionError(), generator=g)
     records, form = [], "{desc} {percentage:3.0f}% |{bar}| {elapsed} < {remaining}{postfix}"
-    with tqdm(total=1.0, desc="fit", disable=None if verbose else True, bar_format=form) as bar:
+    with Bar(total=1.0, miniters=0, desc="fit", disable=None if verbose else True, bar_format=form) as bar:
         for record in steps:
             records.append(record)
             bar.set_postfix_str(f"step {record.step}, J_DAE/σ² {record.loss:.4g}, held-out {2 * record.held_out:.4g}")
@@ -215,7 +216,7 @@ def chain_of(est: ScoreDensity, X: Any, sigma: float | None = None, *, seed: int
         InputError: rows that do not fit, or a sigma that is not one of the levels trained.
     """
     low, high = float(est.levels_.sigma_min), float(est.levels_.sigma_max)
-    level = est.model_.skip.data_scale.item() if sigma is None else as_level(sigma, "sigma").item()
+    level = est.model_.skip.data_scale.item() if sigma is None else as_number(sigma, "sigma")
     if not low * (1 - 1e-6) <= level <= high * (1 + 1e-6):
         raise InputError(f"sigma: got {level:g}, want one of the levels trained, {low:.4g} to {high:.4g}")
     z = est.units_.to_model(est.schema_.check(X, min_rows=2).values)

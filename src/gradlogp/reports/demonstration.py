@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 import shutil
@@ -13,10 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
-from gradlogp._shapes import InputError
+from gradlogp._shapes import InputError, as_positive
 from gradlogp.audit.canvas import write
+from gradlogp.estimators.threads import threads
 from gradlogp.reports.learn import held_out_of, learn_digits, learn_field, shown
 from gradlogp.reports.page import MARK, MODEL, numbers, page, sections
 from gradlogp.reports.pictures import draw_headline
@@ -27,7 +25,7 @@ STAGING = ".gradlogp-demo-"
 
 def headline(path: str | Path, *, seed: int = 0, seconds: float = 45.0) -> None:
     """Learn digits and spiral and write the README's picture, a PNG 1600 pixels wide; arguments as of :func:`demo`."""
-    with _one_thread():
+    with threads(1):
         write(draw_headline(learn_digits(seed, seconds), learn_field(seed, seconds)), Path(path))
 
 
@@ -71,7 +69,7 @@ def demo(out: str | Path, *, seed: int = 0, quiet: bool = False, seconds: float 
     """
     out, log = Path(out), _Log(quiet)
     _check(out, seconds)
-    with _staging(out) as fresh, _one_thread():
+    with _staging(out) as fresh, threads(1):
         with log.part(f"Learning handwritten digits, {seconds:g} s of training at most"):
             digits = learn_digits(seed, seconds, verbose=not quiet)
         log.say(f"    held-out loss {shown(held_out_of(digits.best))} (1 = no skill)")
@@ -97,8 +95,7 @@ def _what_next(out: Path, seconds: float) -> str:
 
 def _check(out: Path, seconds: float) -> None:
     """Refuse what cannot work before the long work."""
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
-        raise InputError(f"seconds: got {seconds!r}, want a finite number > 0")
+    as_positive(seconds, "seconds")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file, want a folder for the demo")
     if not out.absolute().parent.is_dir():
@@ -137,14 +134,3 @@ def _move(fresh: Path, out: Path) -> None:
         if item.is_dir() and place.exists():
             os.replace(place, fresh / f".old-{item.name}")
         os.replace(item, place)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread for these small networks: on busy cores, threads that wait for each other are many times slower."""
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n)

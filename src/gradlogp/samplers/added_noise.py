@@ -9,7 +9,7 @@ import math
 
 from torch import Tensor
 
-from gradlogp._shapes import Batch, InputError, as_count, as_level
+from gradlogp._shapes import Batch, InputError, as_count, as_number
 from gradlogp.samplers.exponential import as_amount
 from gradlogp.samplers.field import Field
 from gradlogp.samplers.runge_kutta import Heun
@@ -63,7 +63,7 @@ class Churn(Step):
     def __init__(
         self, s_churn: float, n_steps: int, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0
     ) -> None:
-        self.s_churn, self.s_noise = as_amount(s_churn, "s_churn"), as_level(s_noise, "s_noise").item()
+        self.s_churn, self.s_noise = as_amount(s_churn, "s_churn"), as_number(s_noise, "s_noise")
         self.n_steps = as_count(n_steps, "n_steps")
         self.s_tmin, self.s_tmax = as_amount(s_tmin, "s_tmin"), s_tmax
         if not self.s_tmin < s_tmax:
@@ -106,7 +106,7 @@ class PredictorCorrector(Step):
 
     def __init__(self, predictor: Step, snr: float = 0.16, n_corrections: int = 1) -> None:
         self.predictor = predictor
-        self.snr = as_level(snr, "snr").item()
+        self.snr = as_number(snr, "snr")
         if not self.snr < 1:
             raise InputError(f"snr: got {self.snr:g}, want a number between 0 and 1")
         self.n_corrections = as_count(n_corrections, "n_corrections")

@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradlogp._shapes import InputError, as_level
+from gradlogp._shapes import InputError, as_count, as_level, short
 from gradlogp.processes import Process
+from gradlogp.samplers.starts import MOST_STEPS
 
 Grid: TypeAlias = Callable[[float, float, int], Tensor]
 Levels: TypeAlias = Sequence[float] | NDArray[np.floating[Any]] | Tensor
@@ -20,14 +21,14 @@ Levels: TypeAlias = Sequence[float] | NDArray[np.floating[Any]] | Tensor
 
 def karras(sigma_max: float, sigma_min: float, n_steps: int, rho: float = 7.0) -> Tensor:
     """Levels s_i = (s_max^{1/ρ} + i/n (s_min^{1/ρ} − s_max^{1/ρ}))^ρ, i = 0 … n (Karras et al. 2022, equation 5)."""
-    ramp = torch.linspace(0, 1, n_steps + 1, dtype=torch.float64)
+    ramp = torch.linspace(0, 1, as_count(n_steps, "n_steps", most=MOST_STEPS) + 1, dtype=torch.float64)
     levels: Tensor = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
     return _between(sigma_max, sigma_min, levels)
 
 
 def log_uniform(sigma_max: float, sigma_min: float, n_steps: int) -> Tensor:
     """Levels uniform in log s: s_i = s_max (s_min/s_max)^{i/n}."""
-    ramp = torch.linspace(0, 1, n_steps + 1, dtype=torch.float64)
+    ramp = torch.linspace(0, 1, as_count(n_steps, "n_steps", most=MOST_STEPS) + 1, dtype=torch.float64)
     return _between(sigma_max, sigma_min, sigma_max * (sigma_min / sigma_max) ** ramp)
 
 
@@ -108,11 +109,11 @@ def _as_levels(levels: object, name: str) -> Tensor:
     try:
         values = levels if isinstance(levels, Tensor) else np.array(levels, dtype=np.float64)
         found = torch.as_tensor(values, dtype=torch.float64, device="cpu").detach()
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         want = "decreasing levels, or a function such as samplers.karras"
-        raise InputError(f"{name}: got {' '.join(repr(levels).split())[:80]}, want {want}") from None
+        raise InputError(f"{name}: got {short(levels)}, want {want}") from None
     found = as_level(found, name, positive=False)
-    decrease = bool((found.diff() < 0).all())
+    decrease = found.ndim > 0 and bool((found.diff() < 0).all())
     if int((found > 0).sum()) < 2 or not decrease:
         got = f"{found.numel()} levels" + ("" if decrease else " that do not decrease")
         raise InputError(f"{name}: got {got}, want at least two that are > 0, each smaller than the one before")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,7 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Batch, InputError, Rows, as_batch, as_count, as_level, dot, same_batch, squared_norm
+from gradlogp._shapes import (
+    Batch,
+    InputError,
+    Rows,
+    as_batch,
+    as_count,
+    as_number,
+    as_part,
+    dot,
+    same_batch,
+    squared_norm,
+)
 from gradlogp.kernels import Gaussian, Kernel
 from gradlogp.models import Density, GaussianReference, ScoreModel, require_gaussian, require_model
 from gradlogp.samplers.grids import log_uniform
@@ -139,9 +151,8 @@ def langevin_trajectory(
     require_model(model)
     levels = default_ladder(model) if ladder is None else _as_ladder(model, ladder)
     n_steps, nodes = as_count(n_steps, "n_steps"), _as_nodes(nodes)
-    h = 1.0 if step is None else as_level(step, "step").item()
-    if not 0 < target_acceptance < 1:
-        raise InputError(f"target_acceptance: got {target_acceptance:g}, want a number between 0 and 1")
+    h = 1.0 if step is None else as_number(step, "step")
+    target_acceptance = as_part(target_acceptance, "target_acceptance")
     noise = Noise(seed_from(generator))
     n, x = _chains(model, x_or_n, levels[0], event_shape, noise, generator)
     cap = _max_step(model, max_step, adjusted)
@@ -341,7 +352,8 @@ def _chains(
     """How many chains are asked for, and where they start; at least the pilots, where a count is given."""
     if isinstance(x_or_n, Tensor):
         return len(as_batch(x_or_n, "x")), x_or_n.detach()
-    n, alpha, event = as_count(x_or_n), kernel.alpha.item(), event_shape_of(model, event_shape)
+    alpha, event = kernel.alpha.item(), event_shape_of(model, event_shape)
+    n = as_count(x_or_n, most=sys.maxsize, each=8 * math.prod(event))
     y = start(model, max(n, PILOTS), kernel.sigma / alpha, event, noise, generator)
     return n, y * alpha + _shift(kernel, event).to(y)
 
@@ -394,13 +406,12 @@ def _max_step(model: object, max_step: float | None, adjusted: bool) -> float:
     """As given, otherwise no limit for a model that knows its density, if proposals are tested."""
     if max_step is None:
         return math.inf if adjusted and isinstance(model, Density) else MAX_STEP
-    return max_step if max_step == math.inf else as_level(max_step, "max_step").item()
+    return math.inf if isinstance(max_step, float) and max_step == math.inf else as_number(max_step, "max_step")
 
 
 def _as_nodes(nodes: int) -> int:
-    if as_count(nodes, "nodes") < 2:
-        raise InputError(f"nodes: got {nodes}, want at least 2, the ends")
-    return nodes
+    """A number of nodes, two of which are the ends."""
+    return as_count(nodes, "nodes", least=2, most=200)
 
 
 @lru_cache

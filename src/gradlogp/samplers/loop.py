@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,10 +20,11 @@ from gradlogp.samplers.grids import Grid, Levels, as_grid, karras, levels_of
 from gradlogp.samplers.noise import Noise
 from gradlogp.samplers.plans import plan_for
 from gradlogp.samplers.reference import ReferenceExact
-from gradlogp.samplers.starts import LOW_PRECISION, ends, event_shape_of, seed_from, start
+from gradlogp.samplers.starts import LOW_PRECISION, MOST_STEPS, ends, event_shape_of, require_within, seed_from, start
 from gradlogp.samplers.step import Memory, Step, require_finite
 
 N_STEPS = 20  # by default
+_ROW_BYTES = 8  # of a number that is drawn, at least: of the parts and of the whole
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ def sample(
     """
     run = _Run.of(model, x_or_n, n_steps, (sigma_max, sigma_min), step, grid, process, event_shape, generator)
     n = len(x_or_n) if isinstance(x_or_n, Tensor) else x_or_n
-    size = n if batch_size is None else as_count(batch_size, "batch_size")
+    size = n if batch_size is None else as_count(batch_size, "batch_size", most=sys.maxsize)
     parts = []
     for first in range(0, n, size):
         some = x_or_n[first : first + size] if isinstance(x_or_n, Tensor) else min(size, n - first)
@@ -174,18 +177,19 @@ class _Run:
         require_gaussian(model, "sampler")
         grid, n_steps, between = as_grid(grid, n_steps, between)
         high, low = ends(model, *between)
-        n_steps = N_STEPS if n_steps is None else as_count(n_steps, "n_steps")
+        require_within(process, high, low)
+        n_steps = N_STEPS if n_steps is None else as_count(n_steps, "n_steps", most=MOST_STEPS)
         given = as_batch(x_or_n, "x") if isinstance(x_or_n, Tensor) else None
         if given is None and not isinstance(x_or_n, int | np.integer):
             raise InputError(
                 f"x_or_n: got {type(x_or_n).__name__}, want a torch.Tensor of noisy rows, or a whole number"
             )
-        if given is None:
-            as_count(x_or_n)
         asked = x_or_n.dtype if isinstance(x_or_n, Tensor) else None
         low_precision = asked if asked in LOW_PRECISION else None
         flow = Field(model, process, low_precision)
         event_shape = event_shape_of(model, event_shape, given)
+        if given is None:
+            as_count(x_or_n, most=sys.maxsize, each=_ROW_BYTES * math.prod(event_shape))
         if step is None and grid is None:
             plan = plan_for(flow, n_steps, (high, low), event_shape, given)
             step, levels = plan.step, plan.grid

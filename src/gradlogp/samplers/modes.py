@@ -10,7 +10,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from gradlogp._shapes import Batch, InputError, Rows, as_batch, as_count, as_level, dot, squared_norm
+from gradlogp._shapes import Batch, InputError, Rows, as_batch, as_count, as_number, dot, squared_norm
 from gradlogp.kernels import Kernel
 from gradlogp.models import ScoreModel, require_model
 
@@ -122,7 +122,7 @@ def modes(
     x = as_batch(x, "x").detach()
     if not isinstance(kernel, Kernel) or kernel.sigma.ndim or kernel.alpha.ndim:
         raise InputError(f"kernel: got {' '.join(repr(kernel).split())[:80]}, want a kernel of one level for all rows")
-    limits = [as_level(v, name).item() for v, name in ((rtol, "rtol"), (reach, "reach"), (merge, "merge"))]
+    limits = [as_number(v, name) for v, name in ((rtol, "rtol"), (reach, "reach"), (merge, "merge"))]
     climb = _Climb(model, kernel, tuple(x.shape[1:]), *limits[:2])
     ends, converged = climb.run(x.flatten(1), as_count(n_steps, "n_steps"))
     labels = torch.full((len(x),), -1, device=x.device)

@@ -15,7 +15,7 @@ from gradlogp.samplers.field import Field
 from gradlogp.samplers.frame import Frame
 from gradlogp.samplers.noise import Noise
 from gradlogp.samplers.pilot import N_ABOVE, N_LEVELS, N_ROUGH, Pilot, measured_frame
-from gradlogp.samplers.starts import ends, event_shape_of, start
+from gradlogp.samplers.starts import MOST_STEPS, ends, event_shape_of, require_within, start
 
 N_ROWS, FEWEST = 256, 64
 LARGE = 4096  # coordinates from which on a quarter of that must do
@@ -64,9 +64,10 @@ def calibrate(
     Raises:
         InputError: as :func:`gradlogp.samplers.sample`.
     """
-    n_steps = as_count(n_steps, "n_steps")
+    n_steps = as_count(n_steps, "n_steps", most=MOST_STEPS)
     require_gaussian(model, "calibrate")
     between, flow = ends(model, sigma_max, sigma_min), Field(model, process)
+    require_within(process, *between)
     given = None if starts is None else as_batch(starts, "starts")
     event_shape = event_shape_of(model, event_shape, given)
     y, from_starts = _rows(flow, between[0], event_shape, given)

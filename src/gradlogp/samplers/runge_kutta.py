@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Batch, InputError, Rows, as_count, as_level, per_row, sum_event
+from gradlogp._shapes import Batch, InputError, Rows, as_count, as_number, per_row, sum_event
 from gradlogp.samplers.field import Field
 from gradlogp.samplers.step import Memory, Step
 
@@ -87,7 +87,7 @@ class AdaptiveRungeKutta(Step):
     calls = 7
 
     def __init__(self, rtol: float = 1e-5, atol: float = 1e-5, max_steps: int = 1000) -> None:
-        self.rtol, self.atol = as_level(rtol, "rtol").item(), as_level(atol, "atol").item()
+        self.rtol, self.atol = as_number(rtol, "rtol"), as_number(atol, "atol")
         self.max_steps = as_count(max_steps, "max_steps")
 
     def __call__(self, flow: Field, y: Batch, s: Tensor, s_next: Tensor, memory: Memory) -> Batch:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Batch, InputError, as_batch, as_count, as_level, same_event
+from gradlogp._shapes import Batch, InputError, as_batch, as_count, as_number, same_event
 from gradlogp.kernels import Gaussian
 from gradlogp.models import ScoreModel, event_of
+from gradlogp.processes import Process
 from gradlogp.samplers.noise import Noise
 
 START = 10.0  # default sigma_max, in standard deviations of the widest direction of the data
 STOP = 0.002  # default sigma_min, in units of the data's scale
+MOST_STEPS = 10**6
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
@@ -26,18 +30,26 @@ def ends(model: ScoreModel, sigma_max: float | None, sigma_min: float | None) ->
     if reference is not None:
         sigma_max = START * reference.eigenvalues.max().sqrt().item() if sigma_max is None else sigma_max
         sigma_min = STOP * reference.data_scale.item() if sigma_min is None else sigma_min
-    high, low = one_level(sigma_max, "sigma_max"), one_level(sigma_min, "sigma_min")
+    high, low = as_number(sigma_max, "sigma_max"), as_number(sigma_min, "sigma_min")
     if high <= low:
         raise InputError(f"sigma_max, sigma_min: got {high:g} and {low:g}, want sigma_max > sigma_min")
     return high, low
 
 
-def one_level(value: float | None, name: str) -> float:
-    """A finite number > 0."""
-    level = as_level(value, name)
-    if level.numel() != 1:
-        raise InputError(f"{name}: got {level.numel()} numbers, want one")
-    return level.item()
+def require_within(process: Process | None, high: float, low: float) -> None:
+    """Refuse ends that are no noise ratio of a process.
+
+    Raises:
+        InputError: says which of its own there are.
+    """
+    if process is None:
+        return
+    try:
+        process.time(torch.tensor([high, low], dtype=torch.float64))
+    except InputError:
+        most, least = (process.ratio(t).item() for t in (process.t_max, process.t_min))
+        got, want = f"got {high:g} and {low:g}", f"want within {least:.3g} and {most:.3g}, the noise of {process!r}"
+        raise InputError(f"sigma_max, sigma_min: {got}, {want}: pass sigma_max= and sigma_min=, or grid=") from None
 
 
 def seed_from(generator: torch.Generator | None) -> int:
@@ -59,7 +71,7 @@ def start(
     """The given start y = x + s·z, or draws of the Gaussian of the data's moments seen at s, or of N(0, s² I)."""
     if isinstance(x_or_n, Tensor):
         return as_batch(x_or_n, "x")
-    n, reference = as_count(x_or_n), model.reference
+    n, reference = as_count(x_or_n, most=sys.maxsize), model.reference
     if reference is not None:
         return reference.coloured(noise(reference.mean.expand(n, *reference.event_shape)), Gaussian(s))
     assert event_shape is not None

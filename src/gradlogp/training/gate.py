@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Batch, Rows, dot, squared_norm
+from gradlogp._shapes import Batch, Rows, as_count, dot, squared_norm
 from gradlogp.kernels import Gaussian
 from gradlogp.models import N_GATES, OnReference, require_gaussian
 from gradlogp.training.levels import NoiseLevels
@@ -40,7 +40,7 @@ def calibrate(
     require_gaussian(model, "calibrate")
     sigma = torch.logspace(math.log10(levels.sigma_min), math.log10(levels.sigma_max), N_GATES, dtype=torch.float64)
     model.set_gate(sigma, torch.ones(N_GATES))
-    x = held_out[:n_draws]
+    x = held_out[: as_count(n_draws, "n_draws", each=held_out[0].nbytes)]
     n, rows = len(x), x.repeat(math.ceil(n_draws / len(x)), *(1,) * (x.ndim - 1))
     gates = []
     for s in sigma:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Batch, as_batch, event_size, squared_norm
+from gradlogp._shapes import Batch, as_batch, as_count, event_size, squared_norm
 from gradlogp.kernels import Gaussian, Kernel
 from gradlogp.models import ScoreModel
 from gradlogp.objectives import posterior_weights
@@ -68,7 +68,7 @@ class HeldOut:
         g = torch.Generator(x.device).manual_seed(seed)
         x = as_batch(x)[torch.randperm(len(x), generator=g, device=x.device)]
         self.n = len(x)
-        rows = repeated(x, min_draws)
+        rows = repeated(x, as_count(min_draws, "min_draws", each=x[0].nbytes))
         sigma = levels.draw(len(rows), generator=g, like=x)
         self.kernel, self.weight = loss.kernel(sigma), loss.weight(sigma)
         self.x_t = self.kernel.sample(rows, generator=g)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Batch, InputError, Rows, as_batch, as_level, dot, squared_norm
+from gradlogp._shapes import Batch, InputError, Rows, as_batch, as_level, as_number, dot, squared_norm
 from gradlogp.kernels import Gaussian
 from gradlogp.models import GaussianReference, MarginalReference
 from gradlogp.objectives import posterior_score
@@ -103,7 +103,7 @@ class NoiseLevels(Levels):
     spread: float = math.inf
 
     def __post_init__(self) -> None:
-        low, high = as_level(self.sigma_min, "sigma_min").item(), as_level(self.sigma_max, "sigma_max").item()
+        low, high = as_number(self.sigma_min, "sigma_min"), as_number(self.sigma_max, "sigma_max")
         if low >= high:
             raise InputError(f"sigma_min, sigma_max: got {low:g} and {high:g}, want sigma_min < sigma_max")
 
@@ -222,7 +222,7 @@ class TimeLevels(Levels):
             raise InputError(f"t_min, t_max: got {low:g} and {high:g}, want t_min < t_max")
         for name, value in (("process", process), ("t_min", low), ("t_max", high)):
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "unit", as_level(unit, "unit").item())
+        object.__setattr__(self, "unit", as_number(unit, "unit"))
         object.__setattr__(self, "sigma_min", self.unit * process.ratio(low).item())
         object.__setattr__(self, "sigma_max", self.unit * process.ratio(high).item())
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
+from gradlogp._draws import Seeded, dropout_from
 from gradlogp._shapes import Batch, InputError, as_batch, same_event
 from gradlogp.models import GaussianReference, ScoreModel, require_model
 from gradlogp.objectives import DenoisingScoreMatching, Objective
@@ -22,6 +22,7 @@ from gradlogp.training.loss import WeightedLoss
 from gradlogp.training.recipe import Goal, Recipe
 from gradlogp.training.records import Record
 
+_REFERENCES = 4096  # at most, of the stable target: the pairs of larger batches would take longer than the network
 _FASTER = 10  # learning rate of what a weight learns, over that of the network: it has a few values only
 
 
@@ -52,16 +53,19 @@ def train(
             has both: ``levels=goal.levels, recipe=Recipe(weight=goal.weight)``.
         recipe: how to train, and what each level counts.
         objective: loss of a row; by default :class:`~gradlogp.objectives.DenoisingScoreMatching` with the batch as
-            references, whose target has less noise: ``benchmarks/stable_target.py``.
+            references (4096 of its rows at a time), whose target has less noise: ``benchmarks/stable_target.py``.
         average: the running average of the weights, for a caller that wants to see it between records.
-        generator: source of every draw.
+        generator: source of every draw, and its seed that of dropout layers; what a network draws in other ways comes
+            from torch's global source.
 
     Raises:
         InputError: x or held_out not finite batches, or a loss that is not finite (the best weights so far are kept);
-            a noise that is no scale family.
+            a noise that is no scale family; a network that gives no finite rows like its input, or no gradient.
     """
     recipe, (x, held_out) = Recipe() if recipe is None else recipe, _checked(model, x, held_out, levels)
-    objective = DenoisingScoreMatching(references=recipe.batch_size) if objective is None else objective
+    objective = (
+        DenoisingScoreMatching(references=min(recipe.batch_size, _REFERENCES)) if objective is None else objective
+    )
     reference = GaussianReference.of_data(x) if model.reference is None else model.reference
     loss = WeightedLoss(objective, reference, model.noise, recipe.weight)
     seed = int(
@@ -77,6 +81,7 @@ def train(
             [start], _steps(model, x, loss, levels, recipe, average, generator)
         ):
             seen = look(average.model)
+            _require_finite(seen.left, step)
             better = seen.left < best
             since = 0 if better else since + 1
             if better:
@@ -107,7 +112,10 @@ def _loss_before(model: ScoreModel, x: Batch, loss: WeightedLoss, levels: Levels
     rows = repeated(x, MIN_DRAWS)
     sigma = levels.draw(len(rows), generator=g, like=rows)
     with torch.no_grad():
-        return loss(model, rows, sigma, g).mean().item()
+        mean = loss(model, rows, sigma, g).mean().item()
+    if not math.isfinite(mean):
+        raise InputError(f"model: got a loss of {mean} before the first step, want a network that gives finite numbers")
+    return mean
 
 
 def _steps(
@@ -123,6 +131,7 @@ def _steps(
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = _optimiser(parameters, recipe)
     batches = _batches(x, recipe.batch_size, generator)
+    dropout = _dropout(model, generator)
     total, since, start = torch.zeros((), device=x.device), 0, time.perf_counter()
     model.train()
     for step in range(recipe.n_steps):
@@ -131,8 +140,13 @@ def _steps(
             group["lr"] = group["times"] * recipe.rate(step, progress)
         rows = next(batches)
         sigma = levels.draw(len(rows), generator=generator, like=rows)
-        with _dropout_from(generator, step):
+        dropout(True)
+        try:
             each = loss(model, rows, sigma, generator)
+        finally:
+            dropout(False)
+        if not each.requires_grad:
+            raise InputError("model: got a loss without a gradient in its parameters, want a network without detach()")
         optimiser.zero_grad(set_to_none=True)
         recipe.weight.minimised(each, sigma).mean().backward()
         nn.utils.clip_grad_norm_(parameters, recipe.clip)
@@ -142,14 +156,16 @@ def _steps(
         done = step + 1 == recipe.n_steps or progress >= 1
         if done or (step + 1) % recipe.evaluate_every == 0:
             mean = (total / since).item()
-            if not math.isfinite(mean):
-                raise InputError(
-                    f"training: the loss is not finite at step {step + 1}; want a smaller learning rate or sane data"
-                )
+            _require_finite(mean, step + 1)
             yield step + 1, min(progress, 1.0) if not done else 1.0, mean, time.perf_counter() - start
             total, since = torch.zeros_like(total), 0
         if done:
             return
+
+
+def _require_finite(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise InputError(f"training: the loss is not finite at step {step}; want a smaller learning rate or sane data")
 
 
 def _optimiser(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
@@ -160,20 +176,9 @@ def _optimiser(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Op
     return recipe.optimiser(groups, lr=recipe.learning_rate)
 
 
-@contextmanager
-def _dropout_from(generator: torch.Generator | None, step: int) -> Iterator[None]:
-    """Dropout draws from torch's global source: seed it by the generator's seed and the step, and put it back after."""
-    if generator is None:
-        yield
-        return
-    on_gpu = generator.device.type == "cuda"
-    source = torch.cuda.default_generators[generator.device.index or 0] if on_gpu else torch.default_generator
-    state = source.get_state()
-    source.manual_seed((generator.initial_seed() + step) % 2**63)
-    try:
-        yield
-    finally:
-        source.set_state(state)
+def _dropout(model: ScoreModel, generator: torch.Generator | None) -> Callable[[bool], None]:
+    """A switch that has dropout draw from the generator's seed; from torch's global source where there is none."""
+    return (lambda _: None) if generator is None else dropout_from(model, Seeded(generator.initial_seed()))
 
 
 def _batches(x: Batch, size: int, generator: torch.Generator | None) -> Iterator[Batch]:

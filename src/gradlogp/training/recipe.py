@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 
+from gradlogp._shapes import MOST, as_count, as_positive
 from gradlogp.training.levels import Levels, NoiseLevels
 from gradlogp.training.weights import EDM, SigmaSquared, Weight
 
@@ -64,6 +66,9 @@ class Recipe:
             the fixed part of a weight that learns. Where it is the likelihood that counts, this is
             :meth:`Goal.likelihood`, whatever is trained for.
         optimiser: (groups of parameters, lr=rate) -> optimiser, such as ``partial(torch.optim.SGD, momentum=0.9)``.
+
+    Raises:
+        InputError: a count that is not whole and positive, or a rate, clip or time that is not positive.
     """
 
     n_steps: int = 10_000
@@ -80,11 +85,19 @@ class Recipe:
     look: Goal | None = None
     optimiser: Callable[..., torch.optim.Optimizer] = _ADAMW
 
+    def __post_init__(self) -> None:
+        for name, least in (("n_steps", 1), ("batch_size", 1), ("warm_up", 0), ("evaluate_every", 1), ("patience", 1)):
+            as_count(getattr(self, name), name, least=least, most=sys.maxsize if name == "patience" else MOST)
+        for name in ("learning_rate", "clip", "max_seconds"):
+            value = getattr(self, name)
+            if not isinstance(value, float) or value != math.inf:
+                as_positive(value, name)
+
     def rate(self, step: int, progress: float) -> float:
         """The learning rate, warm-up times cosine."""
         return (
             self.learning_rate
-            * min(1.0, (step + 1) / self.warm_up)
+            * min(1.0, (step + 1) / max(self.warm_up, 1))
             * 0.5
             * (1 + math.cos(math.pi * min(progress, 1.0)))
         )

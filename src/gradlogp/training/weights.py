@@ -258,8 +258,7 @@ class LearnedVariance(Weight):
     """
 
     def __init__(self, levels: Levels, weight: Weight | None = None, n_knots: int = 16) -> None:
-        if as_count(n_knots, "n_knots") < 2:
-            raise InputError(f"n_knots: got {n_knots}, want at least 2")
+        n_knots = as_count(n_knots, "n_knots", least=2, most=10_000)
         self.weight = EDM() if weight is None else weight
         _require_fixed(self.weight)
         if not levels.sigma_min < levels.sigma_max:
