@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from gradlogp.cli.stops import notes
+
 # option: the estimator's parameter that it sets
 OPTIONS = {
     "--sigma-min": "sigma_min",
@@ -43,7 +45,7 @@ def mistake(error: Exception) -> str | None:
         if not isinstance(error, InputError):
             return None
         message = _in_words_of_the_command(str(error))
-    return " ".join(message.split())
+    return "; ".join([" ".join(message.split()), *notes(error)])
 
 
 # what a message says of Python, as the command line has it

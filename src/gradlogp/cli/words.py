@@ -136,8 +136,8 @@ def _score_error(model: ScoreDensity) -> str:
     if error is not None:
         rows = f"{error.n_rows:,} held-out rows, which also chose when to stop"
         return f"{str(error).removeprefix('score error ')} (95 %, all levels together; {rows})"
-    few = f"too few held-out rows ({n}), or groups of them, to measure"
-    return "not measured in fit: see gradlogp diagnose" if n is None else few
+    few = "" if n is None else f" (stopped, or too few of its {n} held-out rows, or groups of them)"
+    return f"not measured in fit{few}: see gradlogp diagnose"
 
 
 def share(model: ScoreDensity) -> str:
