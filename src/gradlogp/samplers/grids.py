@@ -15,7 +15,7 @@ from gradlogp._shapes import InputError, as_level
 from gradlogp.processes import Process
 
 Grid: TypeAlias = Callable[[float, float, int], Tensor]
-Levels: TypeAlias = Sequence[float] | NDArray[np.floating[Any]] | Tensor
+Levels: TypeAlias = Sequence[float] | NDArray[Any] | Tensor
 
 
 def karras(sigma_max: float, sigma_min: float, n_steps: int, rho: float = 7.0) -> Tensor:
