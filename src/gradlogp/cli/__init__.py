@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
 from gradlogp.cli.arguments import parse
 from gradlogp.cli.mistakes import mistake
-from gradlogp.cli.stops import Stopped, stoppable, told
+from gradlogp.cli.stops import exit_code, stoppable, told
 
 __all__ = ["main"]
 
@@ -36,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         with suppress(OSError):  # of a closed terminal
             print(f"gradlogp: {told(stop)}", file=sys.stderr)
-        return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
+        return exit_code(stop)
     except BrokenPipeError:  # whoever read the output has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -10,7 +10,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from gradlogp.cli.mistakes import OPTIONS, UsageError
-from gradlogp.cli.stops import keep
+from gradlogp.cli.stops import check, keep
 from gradlogp.cli.words import (
     apart,
     columns,
@@ -39,6 +39,7 @@ def demo(args: argparse.Namespace) -> None:
     """Learn digits and a known density, and write a page."""
     from gradlogp.reports import demo as make
 
+    check()
     limit = {} if args.seconds is None else {"seconds": args.seconds}
     make(args.out, seed=args.seed, quiet=args.quiet, **limit)
 

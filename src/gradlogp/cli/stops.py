@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gradlogp.estimators import ScoreDensity
 
-SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # no SIGHUP on Windows
+SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]  # no SIGHUP on Windows
+_asked: list[int] = []  # the signals that came
 
 
 class Stopped(KeyboardInterrupt):
@@ -29,29 +30,43 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Raise :class:`Stopped` where ``kill`` or a closed terminal would end the process at once.
+    """Raise :class:`Stopped` where Ctrl-C, ``kill`` or a closed terminal would end the process at once.
 
     A signal that is ignored, as ``nohup`` sets it, or that the caller handles stays so.
     """
 
     def stop(number: int, _: FrameType | None) -> None:
+        _asked.append(number)
         raise Stopped(number)
 
-    own = [n for n in SIGNALS if signal.getsignal(n) == signal.SIG_DFL]
+    _asked.clear()
+    before = {n: signal.getsignal(n) for n in SIGNALS}
+    own = {n: h for n, h in before.items() if h in (signal.SIG_DFL, signal.default_int_handler)}
     if threading.current_thread() is not threading.main_thread():
-        own = []  # where handlers cannot be set
+        own = {}  # where handlers cannot be set
     for number in own:
         signal.signal(number, stop)
     try:
         yield
     finally:
-        for number in own:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in own.items():
+            signal.signal(number, handler)
 
 
-def told(stop: BaseException) -> str:
+def check() -> None:
+    """Raise for a signal that was swallowed: what is raised in the middle of an import or a destructor may be."""
+    if _asked:
+        raise Stopped(_asked[-1])
+
+
+def exit_code(stop: KeyboardInterrupt) -> int:
+    """What a shell says of a process that a signal ended."""
+    return 128 + getattr(stop, "number", signal.SIGINT)
+
+
+def told(stop: KeyboardInterrupt) -> str:
     """How a command ended, on one line, with what was kept."""
-    how = "stopped" if isinstance(stop, Stopped) else "interrupted"
+    how = "interrupted" if exit_code(stop) == 128 + signal.SIGINT else "stopped"
     return "; ".join([how, *notes(stop)])
 
 

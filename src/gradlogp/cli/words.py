@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradlogp.cli.stops import check
+
 if TYPE_CHECKING:
     from gradlogp.data import Table
     from gradlogp.estimators import ScoreDensity
@@ -22,6 +24,7 @@ def load(path: str) -> ScoreDensity:
     """A saved model."""
     from gradlogp.estimators import ScoreDensity
 
+    check()
     return ScoreDensity.load(path)
 
 
@@ -29,6 +32,7 @@ def load_table(args: argparse.Namespace, path: str, **choice: Any) -> Table:
     """A file's rows; what was left out is said."""
     from gradlogp.data import load_file
 
+    check()
     table = load_file(path, **choice)
     for note in table.notes:
         say(args, f"{path}: {note}")
@@ -83,6 +87,7 @@ def told(records: Iterable[Record], silent: bool) -> Iterator[Record]:
     """The records, with a line on stderr about every tenth of the way where there is no bar."""
     told = -1
     for record in records:
+        check()
         if not silent and int(10 * record.progress) > told:
             told = int(10 * record.progress)
             loss = f"loss {record.loss:.4f}, held out {record.held_out:.4f} ± {record.held_out_stderr:.1g}"
