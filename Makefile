@@ -4,10 +4,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help demo test lint types layers examples benchmarks clean
+OLDEST := .venv-oldest
+
+.PHONY: help demo test test-oldest lint types layers examples benchmarks clean
 
 help:
-	@echo "make demo | test | lint | types | layers | examples | benchmarks | clean"
+	@echo "make demo | test | test-oldest | lint | types | layers | examples | benchmarks | clean"
 
 # Only wheels are installed, so no compiler is needed.
 $(READY): pyproject.toml constraints.txt
@@ -24,6 +26,19 @@ demo: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
+# The lowest versions that pyproject.toml states, with the tests that use what they are for. Their own warnings are no errors.
+test-oldest: $(OLDEST)/.ready
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest --no-cov -n 2 -o filterwarnings=default \
+		tests/test_data.py tests/test_checkpoints.py tests/test_versions.py tests/test_stops.py tests/test_cli.py \
+		tests/test_reports.py tests/test_shapes.py
+
+$(OLDEST)/.ready: pyproject.toml constraints-oldest.txt
+	@$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet --only-binary :all: -c constraints-oldest.txt torch
+	$(OLDEST)/bin/pip install --quiet --prefer-binary -c constraints-oldest.txt -e . \
+		pytest pytest-cov pytest-xdist beartype hypothesis pandas pyarrow
+	@touch $@
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,4 +54,4 @@ examples: $(READY)
 	@for f in examples/*.py; do echo "== $$f"; (cd examples/out && ../../$(BIN)/python ../../$$f) || exit 1; done
 
 clean:
-	rm -rf $(VENV) demo examples/out .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST)* demo examples/out .pytest_cache .mypy_cache .ruff_cache

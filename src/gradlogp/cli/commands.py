@@ -6,9 +6,11 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from gradlogp.cli.mistakes import OPTIONS, UsageError
+from gradlogp.cli.stops import check, keep
 from gradlogp.cli.words import (
     apart,
     columns,
@@ -37,12 +39,14 @@ def demo(args: argparse.Namespace) -> None:
     """Learn digits and a known density, and write a page."""
     from gradlogp.reports import demo as make
 
+    check()
     limit = {} if args.seconds is None else {"seconds": args.seconds}
     make(args.out, seed=args.seed, quiet=args.quiet, **limit)
 
 
 def fit(args: argparse.Namespace) -> None:
     """Learn the score of a file of rows, and save the model."""
+    from gradlogp._shapes import InputError
     from gradlogp.checkpoints import check_destination
     from gradlogp.estimators import MIN_ROWS, ScoreDensity
 
@@ -50,9 +54,14 @@ def fit(args: argparse.Namespace) -> None:
     table = load_chosen(args, MIN_ROWS)
     given = {name: getattr(args, option[2:].replace("-", "_")) for option, name in OPTIONS.items()}
     model = ScoreDensity(verbose=not args.quiet, **{k: v for k, v in given.items() if v is not None})
-    for _ in told(model.fit_steps(table, groups=load_groups(args)), args.quiet or sys.stderr.isatty()):
-        pass
-    model.save(args.out)
+    try:
+        with closing(model.fit_steps(table, groups=load_groups(args))) as steps:
+            for _ in told(steps, args.quiet or sys.stderr.isatty()):
+                pass
+        model.save(args.out)
+    except (KeyboardInterrupt, InputError, OSError) as stop:  # OSError: of a closed terminal
+        keep(model, args.out, stop)
+        raise
     if args.quiet:
         return
     print_table(

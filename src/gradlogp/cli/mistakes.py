@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 
+from gradlogp.cli.stops import notes
+
 # option: the estimator's parameter that it sets
 OPTIONS = {
     "--sigma-min": "sigma_min",
@@ -50,7 +52,8 @@ def mistake(error: Exception, args: argparse.Namespace | None = None) -> str | N
             return None
         message = _in_words_of_the_command(str(error), args)
     line = plain(" ".join(message.split()))
-    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 165]} ... {line[-160:]}"
+    line = line if len(line) <= _LONGEST else f"{line[: _LONGEST - 165]} ... {line[-160:]}"
+    return "; ".join([line, *notes(error)])
 
 
 def plain(text: str) -> str:

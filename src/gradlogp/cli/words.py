@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradlogp.cli.mistakes import plain
+from gradlogp.cli.stops import check
 
 if TYPE_CHECKING:
     from gradlogp.data import Table
@@ -24,6 +25,7 @@ def load(path: str) -> ScoreDensity:
     """A saved model."""
     from gradlogp.estimators import ScoreDensity
 
+    check()
     return ScoreDensity.load(path)
 
 
@@ -31,6 +33,7 @@ def load_table(args: argparse.Namespace, path: str, **choice: Any) -> Table:
     """A file's rows; what was left out is said."""
     from gradlogp.data import load_file
 
+    check()
     table = load_file(path, **choice)
     for note in table.notes:
         say(args, f"{path}: {note}")
@@ -87,6 +90,7 @@ def told(records: Iterable[Record], silent: bool) -> Iterator[Record]:
     """The records, with a line on stderr about every tenth of the way where there is no bar."""
     told = -1
     for record in records:
+        check()
         if not silent and int(10 * record.progress) > told:
             told = int(10 * record.progress)
             loss = f"loss {record.loss:.4f}, held out {record.held_out:.4f} ± {record.held_out_stderr:.1g}"
@@ -140,7 +144,8 @@ def _score_error(model: ScoreDensity) -> str:
     if error is not None:
         rows = f"{error.n_rows:,} held-out rows, which also chose when to stop"
         return f"{str(error).removeprefix('score error ')} (95 %, all levels together; {rows})"
-    return f"too few held-out rows ({n}), or groups of them, to measure: see gradlogp diagnose"
+    few = f"(stopped, or too few of its {n} held-out rows, or groups of them)"
+    return f"not measured in fit {few}: see gradlogp diagnose"
 
 
 def share(model: ScoreDensity) -> str:

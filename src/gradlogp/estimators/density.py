@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,14 @@ from gradlogp import checkpoints, likelihood, samplers
 from gradlogp._shapes import Batch, InputError, as_count, as_level, short
 from gradlogp.audit import Audit
 from gradlogp.audit.bar import Bar
-from gradlogp.data import Grid, Schema, detect_grid, read
+from gradlogp.data import detect_grid, read
 from gradlogp.data.memory import check_room
 from gradlogp.diagnostics import Estimate, SelfCheck, correlation_length, self_check
 from gradlogp.estimators import densities, diagnosis, outliers, saved
 from gradlogp.estimators.building import FEW_COORDINATES, closed_form, network_sizes, put_together
 from gradlogp.estimators.outliers import Again
 from gradlogp.estimators.parameters import check_memory, check_parameters, device_from, generator_from
-from gradlogp.estimators.splits import deal, row_labels
+from gradlogp.estimators.splits import Labels, deal, row_labels
 from gradlogp.estimators.threads import threads
 from gradlogp.estimators.units import Array, Units, grid_steps
 from gradlogp.kernels import Gaussian, Kernel
@@ -91,14 +92,16 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             standard errors; see :class:`gradlogp.training.Record`.
         self_check_: the check of the losses before the first step.
         score_error_: how far the score is from the true one at 12 levels, on the rows held out in training, which also
-            chose when to stop: :meth:`diagnose` measures it on others. None if they were fewer than 8. See
-            :class:`gradlogp.diagnostics.ScoreError`.
+            chose when to stop: :meth:`diagnose` measures it on others. None if they were fewer than 8, or the fit was
+            stopped. See :class:`gradlogp.diagnostics.ScoreError`.
         n_held_out_: rows held out in training.
         kept_step_: the step of training whose weights were kept; 0 is the closed form before training.
         n_features_in_, feature_names_in_: as in scikit-learn.
 
     Reference: Vincent (2011) for the loss; Karras et al. (2022) for the preconditioning.
     """
+
+    _unseen: outliers.Unseen
 
     def __init__(
         self,
@@ -148,6 +151,9 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
     def fit(self, X: Any, y: Any = None, *, groups: Any = None) -> ScoreDensity:  # noqa: ARG002
         """Learn the score of the rows of X.
 
+        Stopped by Ctrl-C it raises ``KeyboardInterrupt``; once training has begun the estimator is fitted all the same,
+        with the best weights so far, and ``score_error_`` is None.
+
         Args:
             X: numpy array or tensor ``(N, *event)``, or a pandas or polars frame of numbers; at least 10 rows.
             y: ignored.
@@ -162,18 +168,25 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             pass
         return self
 
-    def fit_steps(self, X: Any, *, groups: Any = None) -> Iterator[Record]:
-        """Fit, yielding a record at each look; the estimator is fitted when the iteration ends."""
+    def fit_steps(self, X: Any, *, groups: Any = None) -> Generator[Record, None, None]:
+        """Fit, yielding a record at each look; the estimator is fitted when the iteration ends.
+
+        It may be ended early, by ``break`` or ``close()``: the best weights so far are then kept, as in :meth:`fit`.
+        """
         check_parameters(self)
         steps = self._fit_steps(X, groups)
-        while True:
+        try:
+            while True:
+                with threads(self.n_jobs):
+                    record = next(steps, None)
+                if record is None:
+                    return
+                yield record
+        finally:
             with threads(self.n_jobs):
-                record = next(steps, None)
-            if record is None:
-                return
-            yield record
+                steps.close()
 
-    def _fit_steps(self, X: Any, groups: Any) -> Iterator[Record]:
+    def _fit_steps(self, X: Any, groups: Any) -> Generator[Record, None, None]:
         table = read(X, min_rows=MIN_ROWS)
         width = table.values[0].size
         check_room(4 * 8 * width**2, "X", f"{width:,} columns, whose covariance the closed form takes apart")
@@ -190,34 +203,35 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         levels = NoiseLevels.of_rows(rows, reference.reference, steps=grid_steps(grid, units), **ends)
         goal = Goal.likelihood(levels) if self.objective == "likelihood" else Goal.score(levels)
         recipe = self._recipe(rows[0].numel(), goal.weight)
-        model = self._new_model(reference, rows, generator, recipe.batch_size)
+        network = network_sizes(rows, self.width, self.depth, self.dropout)
+        check_memory(rows[0].numel(), int(network["width"]), int(self.depth), recipe.batch_size, generator.device)
+        model = _new_model(network, reference, rows, generator)
         check = _checked(model, rows, generator)
-        history: list[Record] = []
-        steps = train(model, rows, held_out, levels=goal.levels, recipe=recipe, generator=generator)
-        for record in self._progress(steps):
-            history.append(record)
-            yield record
-        calibrate(model, held_out, levels, generator=generator)
         unseen = outliers.Unseen(held_out.cpu(), torch.from_numpy(labels)[order[:cut].cpu()])
-        first = np.sort(np.unique(labels, return_index=True)[1])  # of copies
-        ordered = groups is None and correlation_length(z[torch.from_numpy(first)]) > 1
-        error = diagnosis.held_out_error(model, unseen, levels, generator, ordered=ordered)
-        self._set_fitted(model.cpu(), table.schema, grid, units, levels, history)
-        self.self_check_, self.score_error_ = check, error
-        self.n_held_out_ = len(held_out)
-        self._unseen = unseen
+        fitted = saved.Fitted(model, network, table.schema, grid, units, levels, [], check, None, len(held_out), unseen)
+        steps = train(model, rows, held_out, levels=goal.levels, recipe=recipe, generator=generator)
+        try:
+            for record in self._progress(steps):
+                fitted.history.append(record)
+                yield record
+            calibrate(model, held_out, levels, generator=generator)
+            ordered = groups is None and _ordered(z, labels)
+            error = diagnosis.held_out_error(model, unseen, levels, generator, ordered=ordered)
+        except (KeyboardInterrupt, GeneratorExit):
+            steps.close()
+            if fitted.history:
+                try:
+                    calibrate(model, held_out, levels, generator=generator)
+                finally:  # if that is interrupted too
+                    self._set_fitted(fitted)
+            raise
+        self._set_fitted(replace(fitted, error=error))
         self._plan(self.model_)
         if self.contamination is not None:
             again = Again(z, labels, goal.levels, recipe, self.kept_step_)
             self._unseen = outliers.measured(self, self._unseen, again, generator)
         if self.kept_step_ == 0 and self.verbose:
             Bar.write(NOT_KEPT, file=sys.stderr)
-
-    def _new_model(self, reference: Reference, rows: Batch, generator: torch.Generator, batch_size: int) -> OnReference:
-        self.network_ = network_sizes(rows, self.width, self.depth, self.dropout)
-        check_memory(rows[0].numel(), int(self.network_["width"]), int(self.depth), batch_size, generator.device)
-        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        return put_together(self.network_, reference, seed).to(rows).eval()
 
     def _recipe(self, n_coordinates: int, weight: Weight) -> Recipe:
         return Recipe(
@@ -244,18 +258,14 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         off = None if self.verbose and not hidden else True
         return Bar(total=total, miniters=0, desc=what, bar_format=bar_format, disable=off, leave=what == "fit")
 
-    def _set_fitted(
-        self,
-        model: OnReference,
-        schema: Schema,
-        grid: Grid,
-        units: Units,
-        levels: NoiseLevels,
-        history: list[Record],
-    ) -> None:
+    def _set_fitted(self, parts: saved.Fitted) -> None:
+        """Take over all that a fit found, at once."""
+        model, levels, schema, units = parts.model.cpu(), parts.levels, parts.schema, parts.units
         model.levels = float(levels.sigma_min), float(levels.sigma_max)
-        self.model_, self.schema_, self.grid_, self.units_, self.levels_ = model, schema, grid, units, levels
-        self.history_ = history
+        self.model_, self.network_, self.schema_, self.grid_ = model, parts.network, schema, parts.grid
+        self.units_, self.levels_, self.history_ = units, levels, parts.history
+        self.self_check_, self.score_error_, self._unseen = parts.check, parts.error, parts.unseen
+        self.n_held_out_ = parts.n_held_out
         self.noise_scale_ = units.scale
         self.n_features_in_ = math.prod(schema.event_shape)
         self.__dict__.pop("feature_names_in_", None)  # of an earlier fit
@@ -647,7 +657,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         try:
             estimator = cls(**config["parameters"])
             check_parameters(estimator)
-            estimator._restore(tensors, config)
+            estimator._set_fitted(saved.fitted_from(tensors, config))
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as e:
             reason = " ".join(str(e).split())[:200]
             raise InputError(
@@ -655,13 +665,16 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             ) from None
         return estimator
 
-    def _restore(self, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
-        parts = saved.fitted_from(tensors, config)
-        self.network_ = parts.network
-        self._set_fitted(parts.model, parts.schema, parts.grid, parts.units, parts.levels, parts.history)
-        self.self_check_, self.score_error_ = parts.check, parts.error
-        self.n_held_out_ = parts.n_held_out
-        self._unseen = parts.unseen
+
+def _new_model(network: dict[str, Any], reference: Reference, rows: Batch, generator: torch.Generator) -> OnReference:
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    return put_together(network, reference, seed).to(rows).eval()
+
+
+def _ordered(z: Batch, labels: Labels) -> bool:
+    """Whether rows, the first of each label, are correlated in their order."""
+    first = np.sort(np.unique(labels, return_index=True)[1])
+    return correlation_length(z[torch.from_numpy(first)]) > 1
 
 
 def _at(level: Tensor, rows: range) -> Tensor:

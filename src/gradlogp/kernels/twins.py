@@ -25,7 +25,7 @@ def in_float64(value: Any, memo: dict[int, Any] | None = None) -> Any:
         return value.detach().double() if value.is_floating_point() else value
     if type(value) in (list, tuple):
         return type(value)(in_float64(v, memo) for v in value)
-    if type(value) is td.GeneralizedPareto:  # torch's code takes float32 parameters only
+    if type(value) is getattr(td, "GeneralizedPareto", None):  # not in torch 2.6; takes float32 only
         same = memo[id(value)] = copy.copy(value)
         same._validate_args = False
         return same

@@ -28,6 +28,7 @@ from gradlogp.estimators.units import are_pixels
 from gradlogp.kernels import Gaussian
 from gradlogp.models import DenoisingAutoencoder, FromDenoiser, GaussianReference, from_denoiser
 from gradlogp.objectives import ReconstructionError
+from gradlogp.reports.staging import STAGING, staging
 from gradlogp.training import OneLevel, Recipe, Record, train
 from gradlogp.training.weights import Plain
 
@@ -231,9 +232,8 @@ def check_output(folder: str | Path) -> None:
     """
     place = Path(os.path.realpath(folder))
     check_folder(folder)
-    others = (
-        sorted(p.name for p in place.iterdir() if p.name not in (TENSORS, LOSSES, FILTERS)) if place.exists() else []
-    )
+    names = sorted(p.name for p in place.iterdir()) if place.exists() else []
+    others = [n for n in names if n not in (TENSORS, LOSSES, FILTERS) and not n.startswith(STAGING)]
     if others:
         raise InputError(f"{folder}: holds {others[0]!r}, want a new folder")
 
@@ -244,20 +244,21 @@ def save_autoencoder(learnt: LearntAutoencoder, folder: str | Path) -> list[Path
     The tensors are W, b, c, sigma, offset and scale: for rows (x − offset)/(scale·sigma), at noise 1.
 
     Raises:
-        InputError: as :func:`check_output`.
+        InputError: as :func:`check_output`, or a folder that cannot be written.
     """
     check_output(folder)
     place = Path(folder)
-    place.mkdir(exist_ok=True)
     tensors = {k: v.detach() for k, v in learnt.model.named_parameters()}
     tensors |= {k: torch.from_numpy(getattr(learnt.units, k)) for k in ("offset", "scale")}
-    save_file({k: v.contiguous() for k, v in tensors.items()} | {"sigma": torch.tensor(learnt.sigma)}, place / TENSORS)
+    tensors["sigma"] = torch.tensor(learnt.sigma)
     figures = {LOSSES: draw_losses(learnt)}
     shape = learnt.view.image_shape(learnt.model.event_shape)
     if shape is not None and len(shape) == 2:
         figures[FILTERS] = draw_filters(learnt, shape)
-    for name, figure in figures.items():
-        write(figure, place / name)
+    with staging(place) as fresh:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, fresh / TENSORS)
+        for name, figure in figures.items():
+            write(figure, fresh / name)
     return [place / name for name in (TENSORS, *figures)]
 
 

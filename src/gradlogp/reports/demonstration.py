@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +15,9 @@ from gradlogp.estimators.threads import threads
 from gradlogp.reports.learn import held_out_of, learn_digits, learn_field, shown
 from gradlogp.reports.page import MARK, MODEL, numbers, page, sections
 from gradlogp.reports.pictures import draw_headline
+from gradlogp.reports.staging import STAGING, staging
 
 INDEX = "index.html"
-STAGING = ".gradlogp-demo-"
 
 
 def headline(path: str | Path, *, seed: int = 0, seconds: float = 45.0) -> None:
@@ -69,7 +66,7 @@ def demo(out: str | Path, *, seed: int = 0, quiet: bool = False, seconds: float 
     """
     out, log = Path(out), _Log(quiet)
     _check(out, seconds)
-    with _staging(out) as fresh, threads(1):
+    with staging(out, last=INDEX) as fresh, threads(1):
         with log.part(f"Learning handwritten digits, {seconds:g} s of training at most"):
             digits = learn_digits(seed, seconds, verbose=not quiet)
         log.say(f"    held-out loss {shown(held_out_of(digits.best))} (1 = no skill)")
@@ -83,7 +80,6 @@ def demo(out: str | Path, *, seed: int = 0, quiet: bool = False, seconds: float 
             digits.est.save(fresh / MODEL)
         text = page(parts, numbers(digits, learnt), log.seconds, seed)
         (fresh / INDEX).write_text(text, encoding="utf-8")
-        _move(fresh, out)
     log.say(_what_next(out, sum(log.seconds.values())))
     return out / INDEX
 
@@ -106,31 +102,3 @@ def _check(out: Path, seconds: float) -> None:
 
 def _is_demo(page: Path) -> bool:
     return page.is_file() and MARK.encode() in page.read_bytes()
-
-
-@contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    """A folder in ``out`` to write to, gone afterwards, as is an ``out`` that was made for nothing."""
-    made = not out.exists()
-    try:
-        out.mkdir(exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=STAGING, dir=out))
-        try:
-            yield fresh
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
-            if made and not any(out.iterdir()):
-                out.rmdir()
-    except BrokenPipeError:  # of the terminal, not of the folder
-        raise
-    except OSError as e:
-        raise InputError(f"{out}: cannot be written ({e.strerror or e}), want a folder that can") from None
-
-
-def _move(fresh: Path, out: Path) -> None:
-    """Move all that was written to its place, the page last; a model's folder is replaced."""
-    for item in sorted(fresh.iterdir(), key=lambda p: p.name == INDEX):
-        place = out / item.name
-        if item.is_dir() and place.exists():
-            os.replace(place, fresh / f".old-{item.name}")
-        os.replace(item, place)

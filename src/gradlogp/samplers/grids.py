@@ -16,7 +16,7 @@ from gradlogp.processes import Process
 from gradlogp.samplers.starts import MOST_STEPS
 
 Grid: TypeAlias = Callable[[float, float, int], Tensor]
-Levels: TypeAlias = Sequence[float] | NDArray[np.floating[Any]] | Tensor
+Levels: TypeAlias = Sequence[float] | NDArray[Any] | Tensor
 
 
 def karras(sigma_max: float, sigma_min: float, n_steps: int, rho: float = 7.0) -> Tensor:

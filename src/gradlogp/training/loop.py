@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from itertools import chain
 
 import torch
@@ -36,8 +36,10 @@ def train(
     objective: Objective | None = None,
     average: Average | None = None,
     generator: torch.Generator | None = None,
-) -> Iterator[Record]:
+) -> Generator[Record, None, None]:
     """Fit a model in place by denoising score matching; afterwards it holds the averaged weights of the best look.
+
+    It may be ended early: by ``close()``, or an interrupt.
 
     The best look is the one with the least left to learn: the held-out loss against the stable target, which has the
     same minimum as the loss and less noise. The first record, at step 0, is the model as it came: a model that starts
