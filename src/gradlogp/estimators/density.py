@@ -22,7 +22,7 @@ from gradlogp._shapes import Batch, InputError, as_count, as_level
 from gradlogp.audit import Audit
 from gradlogp.data import Grid, Schema, detect_grid, read
 from gradlogp.data.containers import short
-from gradlogp.diagnostics import Estimate, SelfCheck, correlation_length, self_check
+from gradlogp.diagnostics import Estimate, ScoreError, SelfCheck, correlation_length, self_check
 from gradlogp.estimators import densities, diagnosis, outliers, saved
 from gradlogp.estimators.building import FEW_COORDINATES, closed_form, network_sizes, put_together
 from gradlogp.estimators.outliers import Again
@@ -37,6 +37,7 @@ from gradlogp.training.weights import Weight
 MIN_ROWS = 10
 ROWS_AT_A_TIME = 4096
 FEW_ROWS_AT_A_TIME = 64  # where a row takes long
+DRAWS_OF_THE_GATE = 2048
 CHECK_DRAWS = 1024  # of the self-check before training; a broken loss is tens of standard errors off
 NOT_KEPT = (
     "No step of training was kept: on held-out rows none was better than the closed form that training starts from, "
@@ -56,12 +57,14 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             :meth:`gradlogp.training.NoiseLevels.of_rows`.
         standardize: measure each column in its own standard deviation: True, False or "auto".
         width, depth: hidden units (None: 128 below 16 coordinates, else 256) and residual blocks of the network.
-        n_steps, learning_rate: the training's; see :class:`gradlogp.training.Recipe`.
+        n_steps, learning_rate: the training's, which stops when it has learnt what it can: ``n_steps`` is a limit; see
+            :class:`gradlogp.training.Recipe`.
         batch_size: rows a step (None: 512 below 16 coordinates, else 256).
         dropout: share of hidden units dropped in training; None: more, the fewer rows there are a coordinate.
         max_seconds: end the training by then at the latest (None: no limit). A limit makes results depend on the
             machine's speed.
-        patience: looks at the held-out rows without a better one before training stops.
+        patience: looks at the held-out rows without a better one before training stops; looks come every 25 steps, from
+            200 on every eighth of the steps so far.
         validation_fraction: share of the rows held out.
         sampling_steps: steps of the sampler, one call of the network each, and one more to denoise.
         device: "cpu", "cuda", …; None takes a GPU where there is one.
@@ -86,15 +89,15 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         history_: the training's records, one a look: loss, held-out loss and what of it is left to learn, with their
             standard errors; see :class:`gradlogp.training.Record`.
         self_check_: the check of the losses before the first step.
-        score_error_: how far the score is from the true one at 12 levels, on the rows held out in training, which also
-            chose when to stop: :meth:`diagnose` measures it on others. None if they were fewer than 8. See
-            :class:`gradlogp.diagnostics.ScoreError`.
         n_held_out_: rows held out in training.
         kept_step_: the step of training whose weights were kept; 0 is the closed form before training.
         n_features_in_, feature_names_in_: as in scikit-learn.
 
     Reference: Vincent (2011) for the loss; Karras et al. (2022) for the preconditioning.
     """
+
+    _score_error: ScoreError | None
+    _to_measure: tuple[outliers.Unseen, bool] | None  # rows held out, and whether all were correlated in their order
 
     def __init__(
         self,
@@ -109,7 +112,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         learning_rate: float = 2e-3,
         dropout: float | None = None,
         max_seconds: float | None = None,
-        patience: int = 20,
+        patience: int = 6,
         validation_fraction: float = 0.1,
         sampling_steps: int = 20,
         device: str | None = None,
@@ -191,16 +194,14 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         for record in self._progress(steps):
             history.append(record)
             yield record
-        calibrate(model, held_out, levels, generator=generator)
+        calibrate(model, held_out, levels, n_draws=DRAWS_OF_THE_GATE, generator=generator)
         unseen = outliers.Unseen(held_out.cpu(), torch.from_numpy(labels)[order[:cut].cpu()])
         first = np.sort(np.unique(labels, return_index=True)[1])  # of copies
         ordered = groups is None and correlation_length(z[torch.from_numpy(first)]) > 1
-        error = diagnosis.held_out_error(model, unseen, levels, generator, ordered=ordered)
         self._set_fitted(model.cpu(), table.schema, grid, units, levels, history)
-        self.self_check_, self.score_error_ = check, error
-        self.n_held_out_ = len(held_out)
-        self._unseen = unseen
-        self._plan(self.model_)
+        self.self_check_, self.n_held_out_ = check, len(held_out)
+        self._unseen, self._score_error = unseen, None
+        self._to_measure = (unseen, ordered)
         if self.contamination is not None:
             again = Again(z, labels, goal.levels, recipe, self.kept_step_)
             self._unseen = outliers.measured(self, self._unseen, again, generator)
@@ -567,6 +568,24 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         return self._unseen
 
     @property
+    def score_error_(self) -> ScoreError | None:
+        """How far the score is from the true one at 12 levels; measured when first asked for, or saved.
+
+        On up to 2000 of the rows held out in training, which also chose when to stop: :meth:`diagnose` measures it on
+        others. None if they were fewer than 8.
+        """
+        self._fitted()
+        if self._to_measure is not None:
+            generator = generator_from(self.random_state, device_from(self.device))
+            rows, ordered = self._to_measure
+            with _threads(self.n_jobs):
+                model = self.model_.to(generator.device)
+                self._score_error = diagnosis.held_out_error(model, rows, self.levels_, generator, ordered=ordered)
+                model.cpu()
+            self._to_measure = None
+        return self._score_error
+
+    @property
     def kept_step_(self) -> int:
         """The step of training whose weights were kept; 0 is the closed form that training starts from."""
         self._fitted()
@@ -653,7 +672,8 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         parts = saved.fitted_from(tensors, config)
         self.network_ = parts.network
         self._set_fitted(parts.model, parts.schema, parts.grid, parts.units, parts.levels, parts.history)
-        self.self_check_, self.score_error_ = parts.check, parts.error
+        self.self_check_, self._to_measure = parts.check, None
+        self._score_error = parts.error
         self.n_held_out_ = parts.n_held_out
         self._unseen = parts.unseen
 

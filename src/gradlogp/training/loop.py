@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gradlogp._shapes import Batch, InputError, as_batch, same_event
 from gradlogp.models import GaussianReference, ScoreModel, require_model
 from gradlogp.objectives import DenoisingScoreMatching, Objective
+from gradlogp.training.adamw import AdamW
 from gradlogp.training.average import Average
 from gradlogp.training.held_out import MIN_DRAWS, HeldOut, repeated
 from gradlogp.training.levels import Levels
@@ -124,6 +125,7 @@ def _steps(
     optimiser = _optimiser(parameters, recipe)
     batches = _batches(x, recipe.batch_size, generator)
     total, since, start = torch.zeros((), device=x.device), 0, time.perf_counter()
+    due = recipe.evaluate_every
     model.train()
     for step in range(recipe.n_steps):
         progress = max(step / recipe.n_steps, (time.perf_counter() - start) / recipe.max_seconds)
@@ -133,14 +135,15 @@ def _steps(
         sigma = levels.draw(len(rows), generator=generator, like=rows)
         with _dropout_from(generator, step):
             each = loss(model, rows, sigma, generator)
-        optimiser.zero_grad(set_to_none=True)
+        optimiser.zero_grad()
         recipe.weight.minimised(each, sigma).mean().backward()
         nn.utils.clip_grad_norm_(parameters, recipe.clip)
         optimiser.step()
         average.update(step)
         total, since = total + each.detach().mean(), since + 1
         done = step + 1 == recipe.n_steps or progress >= 1
-        if done or (step + 1) % recipe.evaluate_every == 0:
+        if done or step + 1 == due:
+            due = recipe.next_look(due)
             mean = (total / since).item()
             if not math.isfinite(mean):
                 raise InputError(
@@ -152,7 +155,7 @@ def _steps(
             return
 
 
-def _optimiser(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+def _optimiser(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer | AdamW:
     """The recipe's, of the model's parameters, and, without decay, of what the weight learns."""
     groups = [{"params": parameters, "weight_decay": recipe.weight_decay, "times": 1}]
     if learnt := recipe.weight.parameters():
