@@ -85,7 +85,9 @@ def test_fit_measures_the_error_on_its_held_out_rows(est, monkeypatch):
 
     monkeypatch.setattr(diagnosis, "score_error", watched)
     again = ScoreDensity(**QUICK | {"n_steps": 1}).fit(TRAIN)
-    (reference, rows, error) = seen[0]
+    assert seen == []  # not before it is asked for
+    assert again.score_error_ is again.score_error_
+    ((reference, rows, error),) = seen
     assert again.score_error_ is error
     assert reference == [again.model_.skip]
     values = again.units_.to_model(TRAIN.to_numpy().astype(float))

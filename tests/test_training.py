@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from gradlogp.networks import ResidualMLP
 from gradlogp.objectives import DenoisingScoreMatching
 from gradlogp.oracles import Empirical
 from gradlogp.training import Average, HeldOut, NoiseLevels, Recipe, WeightedLoss, calibrate, kept, train
+from gradlogp.training.adamw import AdamW
 
 
 def two_clusters(n: int, g: torch.Generator) -> torch.Tensor:
@@ -222,7 +226,7 @@ def test_the_best_weights_are_kept_and_a_good_start_is_never_left_worse(g):
     x, held_out = torch.randn(40, 3, generator=g), torch.randn(400, 3, generator=g)
     model = new_model(x, fade=0.0)
     levels, seed = NoiseLevels(0.05, 10.0), torch.Generator().manual_seed(5)
-    recipe = Recipe(n_steps=400, learning_rate=5e-3, evaluate_every=50, patience=4)
+    recipe = Recipe(n_steps=400, learning_rate=5e-3, evaluate_every=50, patience=4)  # looks 50 apart up to 400
     records = list(train(model, x, held_out, levels=levels, recipe=recipe, generator=seed))
     best = min(records, key=lambda r: r.left)
     assert best == kept(records)
@@ -247,14 +251,73 @@ def test_stopping_early_leaves_the_best_so_far(g):
     assert model.network.last.weight.abs().max() > 0
 
 
-def test_a_limit_of_time_is_kept_and_squeezes_the_cosine(g):
+def test_looks_come_early_and_thin_out():
+    step, looks = 0, []
+    while step < 2000:
+        looks.append(step := Recipe().next_look(step))
+    assert looks[:8] == [25, 50, 75, 100, 125, 150, 175, 200]
+    assert all(b - a <= a / 8 for a, b in pairwise(looks[7:]))
+    assert len(looks) < 35
+    for i in range(len(looks) - 6):  # six looks without a better one: half of the steps, and at least 150
+        assert 150 <= looks[i + 6] - looks[i] <= max(150, 0.55 * looks[i + 6])
+
+
+def test_a_network_that_learns_nothing_stops_after_150_steps(g):
+    """The Gaussian of the rows' law is the truth: what is learnt from 40 rows is noise."""
+    x, held_out = torch.randn(40, 3, generator=g), torch.randn(400, 3, generator=g)
+    truth = GaussianReference(torch.zeros(3), torch.ones(3), torch.eye(3))
+    model = Preconditioned(ResidualMLP((3,), width=32, depth=1), truth)
+    records = list(train(model, x, held_out, levels=NoiseLevels(0.05, 10.0), generator=g))
+    assert kept(records).step == 0
+    assert records[-1].step == 150
+
+
+def test_the_default_optimizer_is_adamw():
+    """As torch.optim.AdamW, with groups, rates that change, and a parameter that has no gradient at times."""
+
+    def end(optimizer):
+        torch.manual_seed(0)
+        net, extra = torch.nn.Linear(4, 3), torch.nn.Parameter(torch.ones(2))
+        own = optimizer(
+            [
+                {"params": list(net.parameters()), "weight_decay": 0.1},
+                {"params": [extra], "weight_decay": 0.0, "lr": 3e-2},
+            ],
+            lr=1e-2,
+        )
+        for i in range(12):
+            own.param_groups[0]["lr"] = 1e-2 / (i + 1)
+            own.zero_grad()
+            x = torch.randn(8, 4)
+            loss = net(x).square().mean() + (((extra * x[:, :2]).sum(1) - 1).square().mean() if i % 3 else 0.0)
+            loss.backward()
+            own.step()
+        return torch.cat([p.detach().flatten() for p in (*net.parameters(), extra)])
+
+    with torch.random.fork_rng():
+        torch.testing.assert_close(end(AdamW), end(torch.optim.AdamW), rtol=1e-6, atol=1e-7)
+
+
+def test_training_does_not_wait_for_a_compiler():
+    """torch.optim.Optimizer imports torch._dynamo, a second of every first fit."""
+    code = (
+        "import sys, numpy as np; from gradlogp import ScoreDensity\n"
+        "ScoreDensity(n_steps=1, width=4, depth=1, verbose=False).fit(np.random.default_rng(0).normal(size=(20, 2)))\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_a_limit_of_time_is_kept_and_the_rate_falls_to_its_end(g):
     recipe = Recipe(n_steps=10**6, max_seconds=1.0, evaluate_every=10)
     x = two_clusters(200, g)
     records = list(train(new_model(x), x, x[:50], levels=NoiseLevels(0.05, 10.0), recipe=recipe, generator=g))
     assert records[-1].progress == 1.0
     assert records[-1].seconds < 5.0
     assert recipe.rate(10_000, 0.0) == recipe.learning_rate
-    assert recipe.rate(10_000, 0.5) == pytest.approx(recipe.learning_rate / 2)
+    assert recipe.rate(10_000, 0.7) == pytest.approx(recipe.learning_rate)
+    assert recipe.rate(10_000, 0.85) == pytest.approx(recipe.learning_rate / 2)
+    assert recipe.rate(10_000, 1.0) == 0.0
     assert recipe.rate(0, 0.0) == pytest.approx(recipe.learning_rate / 100)
 
 

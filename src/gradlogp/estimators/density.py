@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from gradlogp.audit import Audit
 from gradlogp.audit.bar import Bar
 from gradlogp.data import detect_grid, read
 from gradlogp.data.memory import check_room
-from gradlogp.diagnostics import Estimate, SelfCheck, correlation_length, self_check
+from gradlogp.diagnostics import Estimate, ScoreError, SelfCheck, correlation_length, self_check
 from gradlogp.estimators import densities, diagnosis, outliers, saved
 from gradlogp.estimators.building import FEW_COORDINATES, closed_form, network_sizes, put_together
 from gradlogp.estimators.outliers import Again
@@ -39,6 +38,7 @@ MIN_ROWS = 10
 ROWS_AT_A_TIME = 4096
 ROW_BYTES = 20  # of a number that is drawn: as the model's, twice, and as the data's
 FEW_ROWS_AT_A_TIME = 64  # where a row takes long
+DRAWS_OF_THE_GATE = 2048
 CHECK_DRAWS = 1024  # of the self-check before training; a broken loss is tens of standard errors off
 NOT_KEPT = (
     "No step of training was kept: on held-out rows none was better than the closed form that training starts from, "
@@ -58,12 +58,14 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             :meth:`gradlogp.training.NoiseLevels.of_rows`.
         standardize: measure each column in its own standard deviation: True, False or "auto".
         width, depth: hidden units (None: 128 below 16 coordinates, else 256) and residual blocks of the network.
-        n_steps, learning_rate: the training's; see :class:`gradlogp.training.Recipe`.
+        n_steps, learning_rate: the training's, which stops when it has learnt what it can: ``n_steps`` is a limit; see
+            :class:`gradlogp.training.Recipe`.
         batch_size: rows a step (None: 512 below 16 coordinates, else 256).
         dropout: share of hidden units dropped in training; None: more, the fewer rows there are a coordinate.
         max_seconds: end the training by then at the latest (None: no limit). A limit makes results depend on the
             machine's speed.
-        patience: looks at the held-out rows without a better one before training stops.
+        patience: looks at the held-out rows without a better one before training stops; looks come every 25 steps, from
+            200 on every eighth of the steps so far.
         validation_fraction: share of the rows held out.
         sampling_steps: steps of the sampler, one call of the network each, and one more to denoise.
         device: "cpu", "cuda", …; None takes a GPU where there is one.
@@ -91,9 +93,6 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         history_: the training's records, one a look: loss, held-out loss and what of it is left to learn, with their
             standard errors; see :class:`gradlogp.training.Record`.
         self_check_: the check of the losses before the first step.
-        score_error_: how far the score is from the true one at 12 levels, on the rows held out in training, which also
-            chose when to stop: :meth:`diagnose` measures it on others. None if they were fewer than 8, or the fit was
-            stopped. See :class:`gradlogp.diagnostics.ScoreError`.
         n_held_out_: rows held out in training.
         kept_step_: the step of training whose weights were kept; 0 is the closed form before training.
         n_features_in_, feature_names_in_: as in scikit-learn.
@@ -102,6 +101,8 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
     """
 
     _unseen: outliers.Unseen
+    _score_error: ScoreError | None
+    _to_measure: tuple[outliers.Unseen, bool] | None  # rows held out, and whether all were correlated in their order
 
     def __init__(
         self,
@@ -116,7 +117,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         learning_rate: float = 2e-3,
         dropout: float | None = None,
         max_seconds: float | None = None,
-        patience: int = 20,
+        patience: int = 6,
         validation_fraction: float = 0.1,
         sampling_steps: int = 20,
         device: str | None = None,
@@ -209,24 +210,22 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         check = _checked(model, rows, generator)
         unseen = outliers.Unseen(held_out.cpu(), torch.from_numpy(labels)[order[:cut].cpu()])
         fitted = saved.Fitted(model, network, table.schema, grid, units, levels, [], check, None, len(held_out), unseen)
+        to_measure = unseen, groups is None and _ordered(z, labels)
         steps = train(model, rows, held_out, levels=goal.levels, recipe=recipe, generator=generator)
         try:
             for record in self._progress(steps):
                 fitted.history.append(record)
                 yield record
-            calibrate(model, held_out, levels, generator=generator)
-            ordered = groups is None and _ordered(z, labels)
-            error = diagnosis.held_out_error(model, unseen, levels, generator, ordered=ordered)
+            calibrate(model, held_out, levels, n_draws=DRAWS_OF_THE_GATE, generator=generator)
         except (KeyboardInterrupt, GeneratorExit):
             steps.close()
             if fitted.history:
                 try:
-                    calibrate(model, held_out, levels, generator=generator)
+                    calibrate(model, held_out, levels, n_draws=DRAWS_OF_THE_GATE, generator=generator)
                 finally:  # if that is interrupted too
-                    self._set_fitted(fitted)
+                    self._set_fitted(fitted, to_measure)
             raise
-        self._set_fitted(replace(fitted, error=error))
-        self._plan(self.model_)
+        self._set_fitted(fitted, to_measure)
         if self.contamination is not None:
             again = Again(z, labels, goal.levels, recipe, self.kept_step_)
             self._unseen = outliers.measured(self, self._unseen, again, generator)
@@ -258,13 +257,14 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         off = None if self.verbose and not hidden else True
         return Bar(total=total, miniters=0, desc=what, bar_format=bar_format, disable=off, leave=what == "fit")
 
-    def _set_fitted(self, parts: saved.Fitted) -> None:
+    def _set_fitted(self, parts: saved.Fitted, to_measure: tuple[outliers.Unseen, bool] | None = None) -> None:
         """Take over all that a fit found, at once."""
         model, levels, schema, units = parts.model.cpu(), parts.levels, parts.schema, parts.units
         model.levels = float(levels.sigma_min), float(levels.sigma_max)
         self.model_, self.network_, self.schema_, self.grid_ = model, parts.network, schema, parts.grid
         self.units_, self.levels_, self.history_ = units, levels, parts.history
-        self.self_check_, self.score_error_, self._unseen = parts.check, parts.error, parts.unseen
+        self.self_check_, self._score_error, self._unseen = parts.check, parts.error, parts.unseen
+        self._to_measure = to_measure
         self.n_held_out_ = parts.n_held_out
         self.noise_scale_ = units.scale
         self.n_features_in_ = math.prod(schema.event_shape)
@@ -581,6 +581,24 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             with threads(self.n_jobs):
                 self._unseen = outliers.measured(self, self._unseen, None, generator)
         return self._unseen
+
+    @property
+    def score_error_(self) -> ScoreError | None:
+        """How far the score is from the true one at 12 levels; measured when first asked for, or saved.
+
+        On up to 2000 of the rows held out in training, which also chose when to stop: :meth:`diagnose` measures it on
+        others. None if they were fewer than 8.
+        """
+        self._fitted()
+        if self._to_measure is not None:
+            generator = generator_from(self.random_state, device_from(self.device))
+            rows, ordered = self._to_measure
+            with threads(self.n_jobs):
+                model = self.model_.to(generator.device)
+                self._score_error = diagnosis.held_out_error(model, rows, self.levels_, generator, ordered=ordered)
+                model.cpu()
+            self._to_measure = None
+        return self._score_error
 
     @property
     def kept_step_(self) -> int:

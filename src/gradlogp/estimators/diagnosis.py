@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 N_LEVELS = 12
 MOST_LEVELS = 10_000
+MOST_ROWS = 2000  # held out, that the score error is measured on when fitting
 ORDERED = (
     "the fitted rows are correlated in their order: this holds only if they were sorted, not if they depend on each "
     "other; then fit with groups"
@@ -59,7 +60,8 @@ def held_out_error(
     rows, n = held_out.rows, held_out.n_independent
     if rows is None or len(rows) < MIN_ROWS or n < MIN_GROUPS:
         return None
-    groups = None if n == len(rows) else held_out.labels
+    groups = None if n == len(rows) else held_out.labels[:MOST_ROWS]
+    rows = rows[:MOST_ROWS]
     noise = default_noise(len(rows), MIN_DRAWS)
     rows = rows.to(generator.device)
     error = score_error(model, [model.skip], rows, ladder(levels), groups=groups, n_noise=noise, generator=generator)

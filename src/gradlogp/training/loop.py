@@ -15,6 +15,7 @@ from gradlogp._draws import Seeded, dropout_from
 from gradlogp._shapes import Batch, InputError, as_batch, same_event
 from gradlogp.models import GaussianReference, ScoreModel, require_model
 from gradlogp.objectives import DenoisingScoreMatching, Objective
+from gradlogp.training.adamw import AdamW
 from gradlogp.training.average import Average
 from gradlogp.training.held_out import MIN_DRAWS, HeldOut, repeated
 from gradlogp.training.levels import Levels
@@ -22,7 +23,7 @@ from gradlogp.training.loss import WeightedLoss
 from gradlogp.training.recipe import Goal, Recipe
 from gradlogp.training.records import Record
 
-_REFERENCES = 4096  # at most, of the stable target: the pairs of larger batches would take longer than the network
+_REFERENCES = 128  # of the stable target, at most: with more, held-out losses are no better and a step takes longer
 _FASTER = 10  # learning rate of what a weight learns, over that of the network: it has a few values only
 
 
@@ -55,7 +56,7 @@ def train(
             has both: ``levels=goal.levels, recipe=Recipe(weight=goal.weight)``.
         recipe: how to train, and what each level counts.
         objective: loss of a row; by default :class:`~gradlogp.objectives.DenoisingScoreMatching` with the batch as
-            references (4096 of its rows at a time), whose target has less noise: ``benchmarks/stable_target.py``.
+            references (128 of its rows at a time), whose target has less noise: ``benchmarks/stable_target.py``.
         average: the running average of the weights, for a caller that wants to see it between records.
         generator: source of every draw, and its seed that of dropout layers; what a network draws in other ways comes
             from torch's global source.
@@ -135,6 +136,7 @@ def _steps(
     batches = _batches(x, recipe.batch_size, generator)
     dropout = _dropout(model, generator)
     total, since, start = torch.zeros((), device=x.device), 0, time.perf_counter()
+    due = recipe.evaluate_every
     model.train()
     for step in range(recipe.n_steps):
         progress = max(step / recipe.n_steps, (time.perf_counter() - start) / recipe.max_seconds)
@@ -149,14 +151,15 @@ def _steps(
             dropout(False)
         if not each.requires_grad:
             raise InputError("model: got a loss without a gradient in its parameters, want a network without detach()")
-        optimiser.zero_grad(set_to_none=True)
+        optimiser.zero_grad()
         recipe.weight.minimised(each, sigma).mean().backward()
         nn.utils.clip_grad_norm_(parameters, recipe.clip)
         optimiser.step()
         average.update(step)
         total, since = total + each.detach().mean(), since + 1
         done = step + 1 == recipe.n_steps or progress >= 1
-        if done or (step + 1) % recipe.evaluate_every == 0:
+        if done or step + 1 == due:
+            due = recipe.next_look(due)
             mean = (total / since).item()
             _require_finite(mean, step + 1)
             yield step + 1, min(progress, 1.0) if not done else 1.0, mean, time.perf_counter() - start
@@ -170,7 +173,7 @@ def _require_finite(loss: float, step: int) -> None:
         raise InputError(f"training: the loss is not finite at step {step}; want a smaller learning rate or sane data")
 
 
-def _optimiser(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+def _optimiser(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer | AdamW:
     """The recipe's, of the model's parameters, and, without decay, of what the weight learns."""
     groups = [{"params": parameters, "weight_decay": recipe.weight_decay, "times": 1}]
     if learnt := recipe.weight.parameters():
