@@ -129,7 +129,7 @@ def test_models_without_an_error_are_loaded(home, tmp_path, capsys):
     few = ScoreDensity.load(tmp_path / "m")
     assert few.score_error_ is None
     _, out, _ = run(capsys, "info", tmp_path / "m")
-    assert "to measure: see gradlogp diagnose" in out
+    assert "not measured in fit (stopped, or too few" in out
     few.save(tmp_path / "again")
     ScoreDensity.load(tmp_path / "again")
 
@@ -280,9 +280,9 @@ def test_a_bar_on_a_terminal(home, tmp_path, capsys, monkeypatch):
         (["nowhere", "test.parquet"], "nowhere: no such folder, want a saved model"),
         (["model", "nowhere.csv"], "nowhere.csv"),
         (["model", "other.csv"], "other.csv: got no column"),
-        (["model", "few.csv"], "DATA: got 7 rows, want at least 8"),
+        (["model", "few.csv"], "few.csv: got 7 rows, want at least 8"),
         (["model", "test.parquet", "--train", "other.csv"], "other.csv: got no column"),
-        (["model", "train.csv", "--train", "train.csv"], "DATA: got 100 that are all among the training rows"),
+        (["model", "train.csv", "--train", "train.csv"], "train.csv: got 100 that are all among the training rows"),
         (["model", "test.parquet", "--out", "few.csv"], "few.csv: is a file, want a folder for the report"),
         (["model", "test.parquet", "--out", "no/folder"], "does not exist"),
         (["model", "test.parquet", "--levels", "1"], "--levels: got 1, want at least 2"),

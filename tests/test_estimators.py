@@ -332,10 +332,10 @@ def test_fitting_again_forgets_the_first_fit():
 
 
 def test_the_history_is_kept_and_steps_can_be_watched():
-    est = ScoreDensity(**QUICK | {"n_steps": 200})
+    est = ScoreDensity(**QUICK | {"n_steps": 200, "patience": 10})
     records = list(est.fit_steps(rows()))
     assert records == est.history_
-    assert [r.step for r in records if r.step > 0] == [100, 200]
+    assert [r.step for r in records if r.step > 0] == [25, 50, 75, 100, 125, 150, 175, 200]
     assert records[-1].progress == 1
     assert all(r.held_out_stderr > 0 for r in records)
     assert est.self_check_.holds

@@ -333,7 +333,7 @@ def test_bad_options_and_models_are_refused() -> None:
     for option in ({"n_noise": 0}, {"n_noise": 1.5}, {"max_rows": 0}):
         with pytest.raises(InputError, match=next(iter(option))):
             memorisation(Empirical(X), X, X, K, **option)
-    for model, message in ((BROKEN, "NaN or infinity"), (FLAT, "want that of x_t")):
+    for model, message in ((BROKEN, "NaN or infinity"), (FLAT, "want that of its input")):
         with pytest.raises(InputError, match=message):
             memorisation(model, X, X, K)
     for rows_, message in (

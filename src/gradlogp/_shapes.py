@@ -132,7 +132,8 @@ def require_memory(n: int, name: str, needed: Callable[[int], int], device: torc
 
 def as_number(value: object, name: str, *, positive: bool = True) -> float:
     """Check one finite number > 0 (or >= 0); a tensor of one number is one."""
-    level = as_level(value, name, positive=positive)
+    with torch.device("cpu"):  # also where the default is a device that holds no numbers
+        level = as_level(value, name, positive=positive)
     if level.numel() != 1:
         raise InputError(f"{name}: got {level.numel()} numbers, want one")
     return level.item()

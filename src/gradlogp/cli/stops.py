@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import tempfile
@@ -108,9 +107,7 @@ def _saved(model: ScoreDensity, out: Path) -> Path | None:
     for folder in (out.parent, Path.cwd(), Path(tempfile.gettempdir())):
         with suppress(InputError, OSError):
             place = Path(tempfile.mkdtemp(prefix=f"{out.name}-stopped-", dir=folder))
-            try:
-                checkpoints.save(place, *parts)
-                return place
-            except InputError:
-                os.rmdir(place)
+            place.rmdir()  # a name that is free; the model's folder has the modes of any other
+            checkpoints.save(place, *parts)
+            return place
     return None

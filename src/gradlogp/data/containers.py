@@ -258,7 +258,7 @@ def without_index(
     unless it is among those to keep.
     """
     index = [c for c in columns if isinstance(c, str) and re.fullmatch(r"__index_level_\d+__", c)]
-    index += [c for c in saved if c in columns and c not in index and c not in (keep or ())]
+    index += [c for c in saved if c in columns and c not in index and (keep is None or c not in keep)]
     if keep is not None:
         unnamed = itertools.takewhile(lambda c: bool(re.fullmatch(UNNAMED, str(c))), columns)
         index += [str(c) for c in unnamed if c not in keep]

@@ -653,8 +653,8 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
     def save(self, path: str | Path) -> None:
         """Write a folder of ``model.safetensors`` and ``config.json``, atomically; a model that is there is replaced.
 
-        All that the estimator says it says after :meth:`load` too. The log-densities of up to 200 held-out rows, which
-        place the threshold of outliers, are computed first if they were not asked for before.
+        All that the estimator says it says after :meth:`load` too: :attr:`score_error_`, and the log-densities of up to
+        200 held-out rows, which place the threshold of outliers, are computed first if they were not asked for before.
 
         Raises:
             InputError: the place holds something other than a model, or cannot be written.
@@ -662,6 +662,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         self._fitted()
         checkpoints.check_destination(path)
         self._measured()
+        _ = self.score_error_
         checkpoints.save(path, *saved.parts_of(self))
 
     @classmethod

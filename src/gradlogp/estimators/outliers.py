@@ -133,7 +133,7 @@ def _cross_fitted(est: ScoreDensity, again: Again, most: int, generator: torch.G
     labels = torch.from_numpy(np.ascontiguousarray(again.labels))
     n_folds = min(N_FOLDS, int(labels.max()) + 1)
     fold = folds(again.labels, n_folds, generator).to(again.z.device)
-    recipe = replace(again.recipe, n_steps=again.n_steps, max_seconds=again.recipe.max_seconds / n_folds)
+    recipe = replace(again.recipe, n_steps=max(1, again.n_steps), max_seconds=again.recipe.max_seconds / n_folds)
     parts, seen = [], []
     for f in range(n_folds):
         chosen = (fold == f).nonzero().squeeze(1)

@@ -63,7 +63,7 @@ def parts_of(estimator: ScoreDensity) -> tuple[dict[str, Tensor], dict[str, Any]
         "grid": estimator.grid_.to_json(),
         "levels": {k: float(v) for k, v in asdict(estimator.levels_).items()},
         "self_check": asdict(estimator.self_check_),
-        "score_error": diagnosis.to_json(estimator.score_error_),
+        "score_error": diagnosis.to_json(estimator._score_error),
         "held_out_rows": estimator.n_held_out_,
         "history": [asdict(r) for r in estimator.history_],
         "sampling": [_plan_to_json(plan) for plan in _plans(estimator)],
@@ -152,7 +152,9 @@ def _dtype_of(name: str) -> torch.dtype:
 
 
 def _unseen(tensors: dict[str, Tensor]) -> Unseen:
-    """The log-densities that place the threshold of outliers."""
+    """The log-densities that place the threshold of outliers; a fit that was stopped has none."""
+    if "unseen.log_prob" not in tensors:
+        return Unseen(None, tensors["unseen.labels"])
     labels, values = tensors["unseen.labels"], tensors["unseen.log_prob"]
     _want(values.ndim == 1 and labels.shape == values.shape, f"{tuple(values.shape)} log-densities of unseen rows")
     return Unseen(None, labels, values)
