@@ -225,5 +225,5 @@ def test_bad_input_is_refused(change, as_a_user):
         "y": torch.ones(2, 2),
         "kernel": Gaussian(0.1),
     }
-    with pytest.raises(InputError, match=r"^[^\n]*: (got|row|its score)[^\n]*want[^\n]*$"):
+    with pytest.raises(InputError, match=r"^[^\n]*: (got|row|its score|score gave)[^\n]*want[^\n]*$"):
         log_density_difference(**given | change)

@@ -369,7 +369,7 @@ def test_ends_are_linked_as_single_linkage_does(g):
 ])  # fmt: skip
 def test_bad_input_is_refused(change, as_a_user):
     given = {"model": ScoreFunction(lambda x, k: -x), "x": torch.zeros(2, 1), "kernel": Gaussian(0.1)} | change
-    with pytest.raises(InputError, match=r"^[^\n]*: (got|row|its score)[^\n]*want[^\n]*$"):
+    with pytest.raises(InputError, match=r"^[^\n]*: (got|row|its score|score gave)[^\n]*want[^\n]*$"):
         modes(**given)
 
 

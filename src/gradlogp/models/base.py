@@ -115,7 +115,7 @@ def require_like(out: object, like: Tensor, what: str) -> Tensor:
     if not isinstance(out, Tensor):
         raise InputError(f"{what} gave a {type(out).__name__}, want a tensor like its input")
     if out.shape != like.shape:
-        raise InputError(f"{what}: got shape {tuple(out.shape)}, want that of its input, {tuple(like.shape)}")
+        raise InputError(f"{what} gave shape {tuple(out.shape)}, want that of its input, {tuple(like.shape)}")
     if out.dtype == like.dtype:
         return out
     if out.is_floating_point() and torch.is_autocast_enabled(like.device.type):

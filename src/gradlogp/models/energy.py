@@ -70,7 +70,7 @@ class EnergyModel(OnReference):
     def _potential(self, z: Batch, c_noise: Rows) -> Rows:
         g, what = self.network(z, c_noise), f"EnergyModel: the network {type(self.network).__name__}"
         if isinstance(g, Tensor) and g.shape != z.shape[:1]:
-            raise InputError(f"{what}: got shape {tuple(g.shape)}, want ({len(z)},), a number a row")
+            raise InputError(f"{what} gave shape {tuple(g.shape)}, want ({len(z)},), a number a row")
         return require_like(g, z.flatten(1)[:, 0], what)
 
 

@@ -1,0 +1,168 @@
+"""Is a default fit quick, and no worse for it? Seconds, held-out loss and log-density on twelve data sets.
+
+    python benchmarks/quick.py --data FOLDER --save before.json      # with an earlier version on the path
+    python benchmarks/quick.py --data FOLDER --against before.json   # with this one: the table
+
+Half of the rows of small sets, and at most 5000, are fitted; up to 1000 others are the test. Columns on a grid get
+uniform noise of a step's width first, as for a density they must. Both versions see the same rows with the same seeds.
+The loss is the mean of seven levels from 0.05 to 3.2 of the data's scale, where 1 is no skill; the log-density is that
+of 200 test rows (60 of digits), in nats a row. Differences are paired by row. Peers have as many seconds as the fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from common import table, write
+from numpy.typing import NDArray
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_wine, make_moons
+from tables_peers import kernel_density, mixture
+
+from gradlogp import ScoreDensity, kernels
+from gradlogp.data import detect_grid
+
+SEEDS = 3
+LEVELS = 0.05 * 2.0 ** np.arange(7)
+N_FITTED, N_TEST, N_LOG_PROB = 5000, 1000, 200
+Array = NDArray[np.float64]
+
+
+def checkerboard(n: int, g: np.random.Generator) -> Array:
+    """Uniform on every other square of four by four."""
+    x = g.uniform(-2, 2, (4 * n, 2))
+    return x[(np.floor(x).sum(1) % 2) == 0][:n]
+
+
+def ring_with_a_line(n: int, g: np.random.Generator) -> Array:
+    """A noisy circle of radius 2, and a segment through it."""
+    a, line = g.uniform(0, 2 * np.pi, n), g.random(n) < 0.3
+    x = np.where(line[:, None], np.c_[g.uniform(-3, 3, n), np.zeros(n)], 2 * np.c_[np.cos(a), np.sin(a)])
+    return x + 0.05 * g.normal(size=(n, 2))
+
+
+def sets(folder: Path) -> Iterator[tuple[str, Array]]:
+    """Name and rows."""
+    g = np.random.default_rng(0)
+    yield "wine", load_wine().data
+    yield "breast cancer", load_breast_cancer().data
+    yield "diabetes", load_diabetes(scaled=False).data
+    yield "digits", load_digits().data
+    yield "two moons", make_moons(6000, noise=0.1, random_state=0)[0]
+    yield "checkerboard", checkerboard(6000, g)
+    yield "ring with a line", ring_with_a_line(6000, g)
+    for name in ("wine_red", "wine_white", "uci_power_plant"):
+        yield name, pl.read_parquet(folder / f"{name}.parquet").to_numpy().astype(float)
+    for name in ("california_housing_mixed", "adult_train"):
+        frame = pl.read_parquet(folder / f"{name}.parquet").select(pl.selectors.numeric()).drop_nulls()
+        yield name, frame.to_numpy().astype(float)
+
+
+def split(x: Array, seed: int) -> tuple[Array, Array]:
+    """Rows to fit and to test, distinct, off their grid."""
+    g = np.random.default_rng(seed)
+    x = g.permutation(np.unique(x, axis=0))
+    x = x[:, x.std(0) > 0]
+    x = x + (g.random(x.shape) - 0.5) * [axis.step for axis in detect_grid(x).axes]
+    n = min(N_FITTED, max(len(x) // 2, len(x) - N_TEST))
+    return x[:n], x[n : n + N_TEST]
+
+
+def losses(est: ScoreDensity, x: Array) -> Array:
+    """The loss of each row, the mean of the levels; the same noise for every model."""
+    z, g = est.to_model(x), torch.Generator().manual_seed(0)
+    scale = est.model_.skip.data_scale.item()
+    parts = []
+    for sigma in LEVELS * scale:
+        x_t = z + sigma * torch.randn((8, *z.shape), generator=g)
+        with torch.no_grad():
+            denoised = est.model_.denoise(x_t.flatten(0, 1), kernels.Gaussian(sigma)).reshape(x_t.shape)
+        weight = (sigma**2 + scale**2) / (sigma * scale) ** 2
+        parts.append(weight * (denoised - z).square().mean((0, 2)).double())
+    return torch.stack(parts).mean(0).numpy()
+
+
+def measure(name: str, x: Array, seed: int) -> dict[str, Any]:
+    """One fit."""
+    torch.set_num_threads(1)
+    fitted, test = split(x, seed)
+    begin = time.process_time()
+    est = ScoreDensity(random_state=seed, verbose=False).fit(fitted)
+    seconds = time.process_time() - begin
+    rows = test[: 60 if name == "digits" else N_LOG_PROB]
+    found = {
+        "name": name, "seed": seed, "rows": fitted.shape, "seconds": seconds, "kept": est.kept_step_,
+        "steps": est.history_[-1].step,
+        "loss": losses(est, test).tolist(), "log_prob": est.score_samples(rows).tolist(),
+    }  # fmt: skip
+    print(name, seed, f"{seconds:.1f} s, step {found['kept']} of {found['steps']}", flush=True)
+    return found
+
+
+def peers(found: dict[str, Any], x: Array) -> dict[str, float]:
+    """Log-densities of a mixture and a kernel density with as many seconds, less ours: mean of the rows."""
+    fitted, test = split(x, found["seed"])
+    test = test[: len(found["log_prob"])]
+    mean, scale = fitted.mean(0), fitted.std(0)
+    ours = np.array(found["log_prob"]) + np.log(scale).sum()
+    told = {}
+    for name, fit in (("mixture", mixture), ("kernel density", kernel_density)):
+        density, _ = fit((fitted - mean) / scale, max(1.0, found["seconds"]), found["seed"])
+        gain = ours - density((test - mean) / scale)
+        told[name] = f"{gain.mean():+.2f} ± {gain.std() / len(gain) ** 0.5:.2f}"
+    return told
+
+
+def main() -> None:
+    """Measure, and save or compare."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--save", type=Path)
+    parser.add_argument("--against", type=Path)
+    args = parser.parse_args()
+    data = dict(sets(args.data))
+    tasks = [(name, x, seed) for name, x in data.items() for seed in range(args.seeds)]
+    with ProcessPoolExecutor(args.jobs) as pool:
+        now = list(pool.map(measure, *zip(*tasks, strict=True)))
+    if args.save is not None:
+        args.save.write_text(json.dumps(now), encoding="utf-8")
+    if args.against is not None:
+        compare(json.loads(args.against.read_text(encoding="utf-8")), now, data)
+
+
+def compare(before: list[dict[str, Any]], now: list[dict[str, Any]], data: dict[str, Array]) -> None:
+    """Write the table."""
+    lines, ratios, worst = [], [], 0.0
+    for name, x in data.items():
+        a, b = ([r for r in runs if r["name"] == name] for runs in (before, now))
+        seconds = [float(np.median([r["seconds"] for r in runs])) for runs in (a, b)]
+        loss = [np.mean([r["loss"] for r in runs], axis=0) for runs in (a, b)]
+        ratio, error = loss[1].mean() / loss[0].mean(), (loss[1] - loss[0]).std() / len(x[:N_TEST]) ** 0.5
+        gain = np.mean([np.subtract(q["log_prob"], p["log_prob"]) for p, q in zip(a, b, strict=False)], axis=0)
+        ratios.append(seconds[1] / seconds[0])
+        worst = max(worst, ratio)
+        beside = peers(b[0], x)
+        lines.append([
+            name, " × ".join(map(str, b[0]["rows"])), f"{seconds[0]:.1f}", f"{seconds[1]:.1f}",
+            ", ".join(str(r["kept"]) for r in b), f"{ratio:.4f} ± {error / loss[0].mean():.4f}",
+            f"{gain.mean():+.3f} ± {gain.std() / len(gain) ** 0.5:.3f}", beside["mixture"], beside["kernel density"],
+        ])  # fmt: skip
+    header = ["data", "fitted", "CPU s before", "CPU s now", "steps kept", "loss, now / before", "log-density gained",
+              "ahead of a mixture", "ahead of a kernel density"]  # fmt: skip
+    told = f"Seconds, now / before: median {np.median(ratios):.2f}. Largest ratio of losses: {worst:.4f}."
+    write("quick", "Default fits, before and now", "python benchmarks/quick.py --data FOLDER --against before.json",
+          f"{table(header, lines)}\n\n{told}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
