@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import re
@@ -22,8 +23,9 @@ from tampering import edit_config
 from gradlogp import ScoreDensity, __version__
 from gradlogp.cli import main
 from gradlogp.cli.arguments import parse, parser
-from gradlogp.cli.words import load_chosen
+from gradlogp.cli.words import _in_short, load_chosen
 from gradlogp.data import load_file
+from gradlogp.training import Record
 
 QUICK = ["--steps", "20", "--width", "8", "--depth", "1"]
 COMMANDS = ("demo", "fit", "sample", "grad", "denoise", "diagnose", "info")
@@ -105,7 +107,7 @@ def test_fit_says_what_it_did(home, tmp_path, capsys):
         r"next +gradlogp sample .* -n 60 --out new\.csv",
     ):
         assert re.search(f"^{line}", out, re.MULTILINE), line
-    assert re.search(r"^fit 100%: step 20, loss [\d.]+, held out [\d.]+ ± ", err, re.MULTILINE)
+    assert re.search(r"^fit: step 20, loss [\d.]+, held out [\d.]+ ± ", err, re.MULTILINE)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
 
 
@@ -376,6 +378,28 @@ def test_info_is_a_table(home, capsys):
         r"network +[\d,]+ parameters, width 8, depth 1$",
     ):
         assert re.search(f"^{line}", out, re.MULTILINE), line
+
+
+def look(step, held_out, progress):
+    """Floor 0.5, so that a start at 1 leaves 0.5 to learn."""
+    return Record(step, progress, 1.0, held_out, 0.01, False, step / 100, held_out - 0.5, 0.01, 0.5, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("steps", "patience", "words"),
+    [
+        ([1.0, 0.8, 0.9, 0.9], 2, "at least 40% of what the closed form leaves to learn; more steps would not help"),
+        ([1.0, 0.9, 0.8, 0.6], 2, "at least 80% of .*, was still learning: --steps 1200 may do better, in about 12 s"),
+        ([1.0, 0.7, 0.9, 0.9], 6, "at least 60% of what the closed form leaves to learn$"),
+    ],
+)
+def test_what_a_fit_was_worth_and_what_more_would_cost(steps, patience, words):
+    """Stopped by itself, by its limit while it was learning, and by its limit when it was not."""
+    history = [look(100 * i, loss, i / (len(steps) - 1)) for i, loss in enumerate(steps)]
+    best = min(history, key=lambda r: r.held_out)
+    history = [dataclasses.replace(r, best=r.step in (0, best.step)) for r in history]
+    model = types.SimpleNamespace(history_=history, patience=patience, kept_step_=best.step)
+    assert re.search(words.replace(", was still", ", and was still"), _in_short(model))
 
 
 def test_no_other_output_goes_into_the_folder_of_a_model(home, tmp_path, capsys):

@@ -228,7 +228,7 @@ def test_a_signal_to_a_real_process(data, number, code):
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert all(line.startswith("fit ") for line in lines)
+    assert all(line.startswith("fit: step ") for line in lines)
     assert process.returncode == code
     assert "Traceback" not in err
     assert "is in m: gradlogp info m" in err.splitlines()[-1]

@@ -87,15 +87,15 @@ def apart(option: str, path: str, *others: str) -> None:
 
 
 def told(records: Iterable[Record], silent: bool) -> Iterator[Record]:
-    """The records, with a line on stderr about every tenth of the way where there is no bar."""
-    told = -1
+    """The records, with a line on stderr each time the steps have doubled where there is no bar."""
+    due = 0
     for record in records:
         check()
-        if not silent and int(10 * record.progress) > told:
-            told = int(10 * record.progress)
+        if not silent and (record.step >= due or record.progress == 1):
+            due = 2 * record.step
             loss = f"loss {record.loss:.4f}, held out {record.held_out:.4f} ± {record.held_out_stderr:.1g}"
             loss += f", left {record.left:.4f} ± {record.left_stderr:.1g}"
-            print(f"fit {record.progress:4.0%}: step {record.step}, {loss}, {record.seconds:.0f} s", file=sys.stderr)
+            print(f"fit: step {record.step}, {loss}, {record.seconds:.0f} s", file=sys.stderr)
         yield record
 
 
@@ -130,12 +130,28 @@ def measured(model: ScoreDensity, told: bool = False) -> Iterator[tuple[str, str
         yield "left to learn", f"{left}; no model gets below {best.floor:.4f} ± {best.floor_stderr:.1g}"
     if model.kept_step_ == 0 and not told:
         yield "", NOT_KEPT
+    elif model.kept_step_ > 0:
+        yield "in short", _in_short(model)
     if model.contamination is not None:
         yield "outliers", f"log-density below {model.offset_:.4g} nats, {share(model)}"
     if model.energy:
         yield "energy", "the score is a gradient; gradlogp logprob --unnormalised has its potential"
     yield "score error", _score_error(model)
     yield "self-check", str(model.self_check_).removeprefix("self-check ")
+
+
+def _in_short(model: ScoreDensity) -> str:
+    """What the training was worth, and what more of it would cost."""
+    from gradlogp.training import kept
+
+    best, last, first = kept(model.history_), model.history_[-1], model.history_[0]
+    part = (first.held_out - best.held_out) / (first.held_out - best.floor)
+    worth = f"the network takes away at least {max(0.0, part):.0%} of what the closed form leaves to learn"
+    if sum(r.step > best.step for r in model.history_) >= model.patience:
+        return f"{worth}; more steps would not help, more rows may"
+    if last.progress < 1 or best.step < 0.8 * last.step:
+        return worth
+    return f"{worth}, and was still learning: --steps {4 * last.step} may do better, in about {4 * last.seconds:.0f} s"
 
 
 def _score_error(model: ScoreDensity) -> str:
