@@ -29,8 +29,8 @@ test: $(READY)
 # The lowest versions that pyproject.toml states, with the tests that use what they are for. Their own warnings are no errors.
 test-oldest: $(OLDEST)/.ready
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest --no-cov -n 2 -o filterwarnings=default \
-		tests/test_data.py tests/test_checkpoints.py tests/test_versions.py tests/test_stops.py tests/test_cli.py \
-		tests/test_reports.py tests/test_shapes.py
+		tests/test_data.py tests/test_files.py tests/test_checkpoints.py tests/test_versions.py tests/test_shapes.py \
+		tests/test_audit.py
 
 $(OLDEST)/.ready: pyproject.toml constraints-oldest.txt
 	@$(PYTHON) -m venv $(OLDEST)
