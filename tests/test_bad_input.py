@@ -148,8 +148,8 @@ def test_data_to_fit(kind):
 
 LONG = np.ones((30, 30))  # its text has many lines
 PARAMETERS: dict[str, tuple] = {
-    "sigma_min": (0, -1.0, math.nan, math.inf, "small", True, [1.0]),
-    "sigma_max": (0, -1.0, math.nan, math.inf, "large", False),
+    "sigma_min": (0, -1.0, 1e-308, math.nan, math.inf, "small", True, [1.0]),
+    "sigma_max": (0, -1.0, 1e19, 1e308, math.nan, math.inf, "large", False),
     "standardize": ("yes", None, 2, [True], LONG),
     "width": (0, -3, 1.5, "wide", True, 10**10, 10**400),
     "depth": (0, 2.0, None, True, 10**11),

@@ -24,6 +24,7 @@ _COUNTS = {
     "patience": sys.maxsize,  # which means never
     "sampling_steps": MOST_STEPS,
 }
+SIGMAS = 1e-25, 1e15  # noise levels whose squares, and those of their ratios, are numbers in float32
 _MAY_BE_NONE = ("width", "batch_size", "sigma_min", "sigma_max", "max_seconds")
 _BYTES, _COPIES, _PER_BLOCK = 4, 6, 8  # of a number; of the weights in training; of the units that a block keeps
 
@@ -36,7 +37,9 @@ def check_parameters(estimator: BaseEstimator) -> None:
         as_count(given[name] if isinstance(given[name], int | np.integer) else None, name, most=_COUNTS[name])
     for name in ("sigma_min", "sigma_max", "learning_rate", "max_seconds"):
         if name in given:
-            as_positive(given[name], name)
+            value = as_positive(given[name], name)
+            if name.startswith("sigma") and not SIGMAS[0] <= value <= SIGMAS[1]:
+                raise InputError(f"{name}: got {value:g}, want {SIGMAS[0]:g} to {SIGMAS[1]:g}, as float32 allows")
     _check_threads(estimator.n_jobs)
     for name, value in (("validation_fraction", estimator.validation_fraction), ("dropout", estimator.dropout)):
         if value is not None and not (_is_number(value) and 0 <= value < 1):
