@@ -27,7 +27,7 @@ import numpy as np
 from gradlogp import InputError, ScoreDensity
 
 N_KILLS = 15  # of each signal
-BEGUN = "fit "  # what the first line on training begins with
+BEGUN = "fit: "  # what the first line on training begins with
 COMMAND = "import sys; from gradlogp.cli import main; print('up', flush=True); sys.exit(main())"
 FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); " + COMMAND
 TINY = ["--width", "8", "--depth", "1", "--batch-size", "16", "--patience", "1000000"]
