@@ -145,7 +145,7 @@ def test_an_error_that_is_no_error_is_refused(home, tmp_path):
 
 
 def test_info_and_fit_print_the_error(home, tmp_path, capsys, est):
-    told = f"{str(est.score_error_).removeprefix('score error ')} (95 %, all levels together; 10 held-out rows, which"
+    told = f"{str(est.score_error_).removeprefix('score error ')} (all levels together; 10 held-out rows, which"
     _, out, _ = run(capsys, "info", home / "model")
     assert re.search(f"^score error +{re.escape(told)} also chose when to stop", out, re.MULTILINE)
     quick = ("--steps", 20, "--width", 8, "--depth", 1, "--seed", 0, "--device", "cpu")

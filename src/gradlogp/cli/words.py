@@ -159,7 +159,7 @@ def _score_error(model: ScoreDensity) -> str:
     error, n = model.score_error_, model.n_held_out_
     if error is not None:
         rows = f"{error.n_rows:,} held-out rows, which also chose when to stop"
-        return f"{str(error).removeprefix('score error ')} (95 %, all levels together; {rows})"
+        return f"{str(error).removeprefix('score error ')} (all levels together; {rows})"
     few = f"(stopped, or too few of its {n} held-out rows, or groups of them)"
     return f"not measured in fit {few}: see gradlogp diagnose"
 
