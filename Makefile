@@ -6,10 +6,10 @@ READY  := $(VENV)/.ready
 
 OLDEST := .venv-oldest
 
-.PHONY: help demo test test-oldest lint types layers examples benchmarks clean
+.PHONY: help demo test coverage test-oldest lint types layers examples benchmarks clean
 
 help:
-	@echo "make demo | test | test-oldest | lint | types | layers | examples | benchmarks | clean"
+	@echo "make demo | test | coverage | test-oldest | lint | types | layers | examples | benchmarks | clean"
 
 # Only wheels are installed, so no compiler is needed.
 $(READY): pyproject.toml constraints.txt
@@ -26,9 +26,13 @@ demo: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
+# Which lines the tests run; apart, since it makes them slower.
+coverage: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov=gradlogp --cov-report=term
+
 # The lowest versions that pyproject.toml states, with the tests that use what they are for. Their own warnings are no errors.
 test-oldest: $(OLDEST)/.ready
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest --no-cov -n 2 -o filterwarnings=default \
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 -o filterwarnings=default \
 		tests/test_data.py tests/test_files.py tests/test_checkpoints.py tests/test_versions.py tests/test_shapes.py \
 		tests/test_audit.py
 
