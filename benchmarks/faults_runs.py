@@ -158,7 +158,8 @@ def _other(folder: Path, command: str, moment: float) -> str | None:
     time.sleep(10 * moment)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
-    if process.returncode == 0:
+    over = process.returncode == -signal.SIGTERM and (folder / "new.csv").exists()  # the interpreter was ending
+    if process.returncode == 0 or over:
         return None
     lines = err.splitlines()
     return _answer(process.returncode, 143, lines) or _left(folder, [])
