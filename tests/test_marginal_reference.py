@@ -194,3 +194,16 @@ def test_float32_keeps_its_digits_at_every_level(sigma, g):
     d = copy.deepcopy(exact).float().denoise(x_t, Gaussian(sigma)) - exact.mean.float()
     want = exact.denoise(x_t.double(), Gaussian(sigma)) - exact.mean
     assert (d - want).norm() < 2e-4 * want.norm()
+
+
+@pytest.mark.parametrize("slope", [0.0, 1e-4, 1.0])
+def test_a_projection_leaves_out_what_does_not_vary_be_it_columns_or_directions(slope, g):
+    """A column that is all but constant is no constant: it follows the other."""
+    x = torch.randn(50, 2, 2, generator=g, dtype=torch.float64)
+    x[:, 1, 1] = slope * x[:, 0, 0]
+    reference = GaussianReference.of_data(x)
+    v = torch.randn(9, 2, 2, generator=g, dtype=torch.float64)
+    assert reference.eigenvalues.numel() == 3
+    seen = reference.project(v)
+    torch.testing.assert_close(seen[:, 1, 1], slope * seen[:, 0, 0], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(seen.flatten(1) @ reference.eigenvectors, v.flatten(1) @ reference.eigenvectors)
