@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
 from gradlogp import InputError
 from gradlogp.kernels import Additive, Gaussian
-from gradlogp.models import GaussianReference, MarginalReference, Marginals, tweedie
+from gradlogp.models import GaussianReference, MarginalReference, Marginals, marginal, tweedie
 from gradlogp.objectives import DenoisingScoreMatching
 from gradlogp.oracles import GaussianMixture
 
@@ -159,3 +161,49 @@ def test_few_rows_of_a_continuous_column_are_no_atoms(g):
     x_t = torch.randn(500, 3, generator=g, dtype=torch.float64)
     nearest = torch.cdist(reference.denoise(x_t, Gaussian(0.3)), x).min(1).values
     assert nearest.median() > 0.2
+
+
+def mixed_columns(g: torch.Generator, n: int = 300) -> torch.Tensor:
+    """Columns of atoms on one and on many values, one that is constant, and columns of components; float64."""
+    z = torch.randn(n, 40, generator=g, dtype=torch.float64)
+    z[:, 1:] += z[:, :1]
+    z[:, :20] = (2 * z[:, :20]).round()
+    z[:, 5], z[:, 30:] = 3.0, z[:, 30:].exp()
+    return z
+
+
+@pytest.mark.parametrize("spread", [1, 2**13, 2**30])
+def test_a_few_columns_at_a_time_give_the_mean_of_each(spread, g, monkeypatch):
+    monkeypatch.setattr(marginal, "_SPREAD", spread)
+    law = Marginals.of_data(mixed_columns(g))
+    y, noise = (torch.randn(64, 40, generator=g, dtype=torch.float64) for _ in range(2))
+    noise = noise.exp().requires_grad_()
+    r, variance = y[:, :, None] - law.means, law.variances + noise[:, :, None]
+    w = torch.softmax(law.log_weights - 0.5 * (r * r / variance + variance.log()), dim=2)
+    plain, quick = (w * (law.means + law.variances / variance * r)).sum(2), law.denoise(y, noise)
+    torch.testing.assert_close(quick, plain, rtol=1e-10, atol=1e-10)
+    slopes = [torch.autograd.grad(v.square().sum(), noise)[0] for v in (quick, plain)]
+    torch.testing.assert_close(*slopes, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.1, 1.0, 30.0, 1000.0])
+def test_float32_keeps_its_digits_at_every_level(sigma, g):
+    x = mixed_columns(g)
+    exact = MarginalReference.of_data(x)
+    x_t = Gaussian(sigma).sample(x, generator=g).float()
+    d = copy.deepcopy(exact).float().denoise(x_t, Gaussian(sigma)) - exact.mean.float()
+    want = exact.denoise(x_t.double(), Gaussian(sigma)) - exact.mean
+    assert (d - want).norm() < 2e-4 * want.norm()
+
+
+@pytest.mark.parametrize("slope", [0.0, 1e-4, 1.0])
+def test_a_projection_leaves_out_what_does_not_vary_be_it_columns_or_directions(slope, g):
+    """A column that is all but constant is no constant: it follows the other."""
+    x = torch.randn(50, 2, 2, generator=g, dtype=torch.float64)
+    x[:, 1, 1] = slope * x[:, 0, 0]
+    reference = GaussianReference.of_data(x)
+    v = torch.randn(9, 2, 2, generator=g, dtype=torch.float64)
+    assert reference.eigenvalues.numel() == 3
+    seen = reference.project(v)
+    torch.testing.assert_close(seen[:, 1, 1], slope * seen[:, 0, 0], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(seen.flatten(1) @ reference.eigenvectors, v.flatten(1) @ reference.eigenvectors)

@@ -8,6 +8,7 @@ import torch
 
 from gradlogp import InputError, ScoreDensity
 from gradlogp.data import detect_grid
+from gradlogp.estimators import density
 from gradlogp.estimators.splits import deal, folds, row_labels
 from gradlogp.models import GaussianReference
 from gradlogp.training import NoiseLevels
@@ -32,6 +33,23 @@ def test_copies_share_a_label(rng, shape):
     flat = x.reshape(300, -1)
     same = (flat[:, None] == flat[None]).all(2)
     assert np.array_equal(labels[:, None] == labels[None], same)
+
+
+def test_zeros_of_either_sign_are_copies(rng):
+    x = np.concatenate([rng.normal(size=(30, 2)), [[0.0, 1.5], [-0.0, 1.5]]])
+    labels = labels_of(x)
+    assert len(np.unique(labels)) == 31
+    assert labels[-1] == labels[-2]
+
+
+def test_of_very_many_rows_runs_show_an_order(rng, monkeypatch):
+    monkeypatch.setattr(density, "ORDER_ROWS", 1000)
+    drift, labels = torch.linspace(0, 2, 5003)[:, None], np.arange(5003)
+    plain = torch.from_numpy(rng.normal(size=(5003, 2)))
+    slow = torch.from_numpy(np.convolve(rng.normal(size=5006), np.ones(4), "valid"))[:, None]
+    assert not density._ordered(plain, labels)
+    assert density._ordered(plain + drift, labels)
+    assert density._ordered(slow, labels)
 
 
 def test_ties_of_counts_of_zeros_and_of_categories_are_no_copies(rng):

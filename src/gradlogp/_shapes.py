@@ -80,6 +80,15 @@ def at_rows(level: Level, index: Tensor) -> Level:
     return level if level.ndim == 0 else level[index.to(level.device)]
 
 
+def row_keys(rows: Batch) -> Tensor:
+    """A number for each row, equal for equal rows: the digits of its coordinates times random odd numbers, mod 2⁶⁴."""
+    digits = (rows.detach().flatten(1).double() + 0.0).view(torch.int64)  # −0 is 0
+    g = torch.Generator().manual_seed(0)
+    factors = 2 * torch.randint(2**62, (digits.shape[1],), generator=g) + 1
+    mixed = digits ^ (digits >> 32)  # the digits of whole numbers stand at the top
+    return (mixed * factors.to(rows.device)).sum(1)
+
+
 def event_size(event_shape: tuple[int, ...]) -> int:
     """Number of coordinates of an event."""
     return math.prod(event_shape)

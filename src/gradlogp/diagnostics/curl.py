@@ -14,6 +14,7 @@ from gradlogp.diagnostics.estimates import Estimate
 from gradlogp.diagnostics.ladder import as_kernels, as_rows, frame_of, linearise, ratio, some_rows
 from gradlogp.kernels import Kernel
 from gradlogp.models import ScoreModel
+from gradlogp.models.jacobian import gradient_of
 from gradlogp.objectives import rademacher
 
 
@@ -98,5 +99,4 @@ def _times(psi: Batch, transposed_times: Callable[[Tensor], Tensor], v: Batch) -
         pulled = transposed_times(u)
     if not pulled.requires_grad:
         return torch.zeros_like(pulled).double()
-    (jv,) = torch.autograd.grad(pulled, u, v, retain_graph=True, allow_unused=True, materialize_grads=True)
-    return jv.double()
+    return gradient_of(pulled, v, u).double()

@@ -38,8 +38,9 @@ MIN_ROWS = 10
 ROWS_AT_A_TIME = 4096
 ROW_BYTES = 20  # of a number that is drawn: as the model's, twice, and as the data's
 FEW_ROWS_AT_A_TIME = 64  # where a row takes long
-DRAWS_OF_THE_GATE = 2048
-CHECK_DRAWS = 1024  # of the self-check before training; a broken loss is tens of standard errors off
+CHECK_DRAWS = 128, 1024  # of the self-check before training; a broken loss is tens of standard errors off
+ORDER_ROWS = 10**5  # whose order is looked at
+CHECK_NUMBERS = 2**15  # fewer draws of many coordinates
 NOT_KEPT = (
     "No step of training was kept: on held-out rows none was better than the closed form that training starts from, "
     "so the model is that closed form. More rows may change that."
@@ -216,12 +217,12 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             for record in self._progress(steps):
                 fitted.history.append(record)
                 yield record
-            calibrate(model, held_out, levels, n_draws=DRAWS_OF_THE_GATE, generator=generator)
+            calibrate(model, held_out, levels, generator=generator)
         except (KeyboardInterrupt, GeneratorExit):
             steps.close()
             if fitted.history:
                 try:
-                    calibrate(model, held_out, levels, n_draws=DRAWS_OF_THE_GATE, generator=generator)
+                    calibrate(model, held_out, levels, generator=generator)
                 finally:  # if that is interrupted too
                     self._set_fitted(fitted, to_measure)
             raise
@@ -691,8 +692,12 @@ def _new_model(network: dict[str, Any], reference: Reference, rows: Batch, gener
 
 
 def _ordered(z: Batch, labels: Labels) -> bool:
-    """Whether rows, the first of each label, are correlated in their order."""
+    """Whether rows, the first of each label, are correlated in their order; of very many, 20 runs of them."""
     first = np.sort(np.unique(labels, return_index=True)[1])
+    if len(first) > ORDER_ROWS:
+        runs = np.array_split(np.arange(ORDER_ROWS), 20)
+        starts = np.linspace(0, len(first) - len(runs[0]), 20).astype(int)
+        first = np.concatenate([first[s : s + len(run)] for s, run in zip(starts, runs, strict=True)])
     return correlation_length(z[torch.from_numpy(first)]) > 1
 
 
@@ -707,8 +712,9 @@ def _slices(n: int, size: int = ROWS_AT_A_TIME) -> Iterator[range]:
 
 def _checked(model: OnReference, rows: Batch, generator: torch.Generator) -> SelfCheck:
     """The self-check at the data's scale, or an error that says that the losses are wrong."""
-    kernel = Gaussian(model.skip.data_scale.item())
-    check = self_check(model, rows[:CHECK_DRAWS], kernel, min_draws=CHECK_DRAWS, generator=generator)
+    kernel, (least, most) = Gaussian(model.skip.data_scale.item()), CHECK_DRAWS
+    n = max(least, min(most, CHECK_NUMBERS // rows[0].numel()))
+    check = self_check(model, rows[:n], kernel, min_draws=n, generator=generator)
     if not check.holds:
         raise InputError(f"{check}; the loss, its target or the model's gradient is wrong, so training would be too")
     return check

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 N_LEVELS = 12
 MOST_LEVELS = 10_000
 MOST_ROWS = 2000  # held out, that the score error is measured on when fitting
+DRAWN_NUMBERS, LEAST_DRAWS = 2**18, 256  # of many coordinates fewer noisy rows are drawn: the error is over clean rows
 ORDERED = (
     "the fitted rows are correlated in their order: this holds only if they were sorted, not if they depend on each "
     "other; then fit with groups"
@@ -62,7 +63,7 @@ def held_out_error(
         return None
     groups = None if n == len(rows) else held_out.labels[:MOST_ROWS]
     rows = rows[:MOST_ROWS]
-    noise = default_noise(len(rows), MIN_DRAWS)
+    noise = default_noise(len(rows), min(MIN_DRAWS, max(LEAST_DRAWS, DRAWN_NUMBERS // rows[0].numel())))
     rows = rows.to(generator.device)
     error = score_error(model, [model.skip], rows, ladder(levels), groups=groups, n_noise=noise, generator=generator)
     return error.with_caution(ORDERED) if ordered else error

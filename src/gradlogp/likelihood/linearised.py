@@ -11,6 +11,7 @@ from torch import Tensor
 from gradlogp._shapes import Batch, InputError, Rows
 from gradlogp.likelihood.path import Path
 from gradlogp.likelihood.residual import ResidualFlow
+from gradlogp.models.jacobian import gradient_of
 
 _WORKSPACE = 2**20  # points times coordinates of a slice
 
@@ -41,10 +42,7 @@ class Linearised:
         """(∇D)ᵀ v for flat v ``(B, D)``, in float64: one product in reverse mode."""
         if not self.denoised.requires_grad:
             return torch.zeros_like(v)
-        (out,) = torch.autograd.grad(
-            self.denoised, self.y, v.reshape(self.y.shape), retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        return out.flatten(1).double()
+        return gradient_of(self.denoised, v.reshape(self.y.shape), self.y).flatten(1).double()
 
     def trace(self) -> tuple[Rows, Rows]:
         """tr ∇D and ‖I − ∇D‖_F², by one product with each unit vector."""

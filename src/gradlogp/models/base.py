@@ -31,7 +31,7 @@ class Density(Protocol):
 
 _ASKED = (
     *("score", "denoise", "unnormalised_log_prob", "log_prob", "energy"),
-    *("project", "centred", "coloured", "hidden", "reconstruct"),
+    *("project", "centred", "coloured", "hidden", "reconstruct", "correction"),
 )
 
 

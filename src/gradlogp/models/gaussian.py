@@ -114,6 +114,9 @@ class GaussianReference(Reference):
         """The part of v in the directions in which the data vary."""
         if self.eigenvalues.numel() == self.mean.numel():
             return v
+        varies = self.eigenvectors.square().sum(1) > torch.finfo(self.eigenvectors.dtype).eps ** 2
+        if int(varies.sum()) == self.eigenvalues.numel():  # what does not vary are coordinates
+            return (v.flatten(1) * varies.to(v)).reshape(v.shape)
         return ((v.flatten(1) @ self.eigenvectors) @ self.eigenvectors.T).reshape(v.shape)
 
     def score(self, x_t: Batch, kernel: Kernel) -> Batch:
@@ -126,7 +129,7 @@ class GaussianReference(Reference):
         alpha, sigma = columns(kernel, x_t)
         out = -(y * self._precision(alpha, sigma)) @ self.eigenvectors.T
         if self.eigenvalues.numel() < self.mean.numel():
-            out = out - (r - y @ self.eigenvectors.T) / sigma**2
+            out = out - (r - self.project(r)) / sigma**2
         return out.reshape(x_t.shape)
 
     def energy(self, x_t: Batch, kernel: Kernel) -> Rows:
@@ -139,7 +142,7 @@ class GaussianReference(Reference):
         alpha, sigma = columns(kernel, x_t)
         quadratic: Tensor = (y**2 * self._precision(alpha, sigma)).sum(1)
         if self.eigenvalues.numel() < self.mean.numel():
-            quadratic = quadratic + ((r - y @ self.eigenvectors.T) / sigma).square().sum(1)
+            quadratic = quadratic + ((r - self.project(r)) / sigma).square().sum(1)
         return 0.5 * quadratic
 
     def unnormalised_log_prob(self, x_t: Batch, kernel: Kernel) -> Rows:

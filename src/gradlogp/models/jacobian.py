@@ -36,12 +36,22 @@ def linearise(
         return value, torch.zeros_like
 
     def transposed_times(v: Tensor) -> Tensor:
-        (out,) = torch.autograd.grad(
-            value, at, v, create_graph=again, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        return out
+        return gradient_of(value, v, at, again=again)
 
     return value, transposed_times
+
+
+def gradient_of(value: Tensor, v: Tensor, at: Tensor, *, again: bool = False) -> Tensor:
+    """∇⟨v, value⟩ in ``at``, 0 where it does not depend on it; the graph is kept.
+
+    Given v as ``grad_outputs`` torch would import sympy first, which takes longer than to fit a small table.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        product = (value * (v.clone() if v.is_inference() else v)).sum()
+    (out,) = torch.autograd.grad(
+        product, at, create_graph=again, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return out
 
 
 def matrix(value: Batch, transposed_times: Products) -> Tensor:

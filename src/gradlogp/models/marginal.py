@@ -18,6 +18,7 @@ MOST_UNSEEN = 0.02  # of new rows, whose value is none of a discrete column's
 _MAX_ROWS = 50_000
 _N_GROUPS, _N_ITERATIONS = 256, 40
 _LEAST = 1e-12  # least variance taken in a quotient, in units of the largest
+_SPREAD = 2**17  # numbers that a few columns and their components are spread over
 _NARROWEST = 0.005  # the least standard deviation of a component, in units of its column's
 
 Component = tuple[Tensor, Tensor, Tensor]  # means, variances, log weights of one mixture, (V,) each
@@ -66,10 +67,26 @@ class Marginals(nn.Module):
         return cls(m, s, _with_moments(m, s, log_w, mean, variance))
 
     def denoise(self, y: Tensor, noise: Tensor) -> Tensor:
-        """E[x_j | y_j] for y_j = x_j + N(0, noise_j), each coordinate on its own; ``(B, D)``."""
-        r, variance = y[:, :, None] - self.means, self.variances + noise[:, :, None]
-        w = torch.softmax(self.log_weights - 0.5 * (r * r / variance + variance.log()), dim=2)
-        return (w * (self.means + self.variances / variance * r)).sum(2)
+        """E[x_j | y_j] for y_j = x_j + N(0, noise_j), each coordinate on its own; ``(B, D)``.
+
+        A few columns at a time, so that what is spread over their components stays in the processor's cache.
+        """
+        size = max(1, _SPREAD // (len(y) * self.means.shape[1]))
+        parts = zip(*(v.split(size) for v in (y.T.contiguous(), noise.T.contiguous(), *self.buffers())), strict=True)
+        return torch.cat([_posterior_means(*part) for part in parts]).T
+
+
+def _posterior_means(y: Tensor, noise: Tensor, m: Tensor, s: Tensor, log_w: Tensor) -> Tensor:
+    """E[x | y] for ``(d, B)`` y and noise, under d mixtures ``(d, V)``; rows last, of which there are many."""
+    used = int((log_w > -torch.inf).any(0).nonzero().max()) + 1
+    m, s, log_w = (v[:, :used, None] for v in (m, s, log_w))
+    r = y[:, None] - m
+    if not bool(s.any()):
+        return (m.mT @ torch.softmax(torch.addcmul(log_w, r * r, 0.5 / noise[:, None], value=-1), dim=1)).squeeze(1)
+    variance = s + noise[:, None]
+    share = r / variance
+    w = torch.softmax(log_w - 0.5 * (r * share + variance.log()), dim=1)
+    return (w * (m + s * share)).sum(1)
 
 
 class MarginalReference(Reference):
@@ -161,13 +178,13 @@ class MarginalReference(Reference):
         gain = lam / (alpha**2 * lam + sigma**2)
         squares = (v**2).T
         shift = ((flat @ v) * (alpha * gain)) @ v.T
-        prior = lam @ squares
-        c = (gain * sigma**2) @ squares
-        known = (alpha**2 * lam * gain) @ squares  # Σ_jj − c_j, with no difference taken
         least = _LEAST * lam.max()  # a constant coordinate has no variance
-        prior, known, c = (torch.maximum(u, least) for u in (prior, known, c))
+        prior = torch.maximum(lam @ squares, least)
+        c = torch.maximum((gain * sigma**2) @ squares, least)
+        least = torch.finfo(c.dtype).eps / prior  # its rounding
+        precision = torch.maximum(1 / c - 1 / prior, least)
         mu = self.mean.flatten()
-        d = self.marginals.denoise(mu + shift * (prior / known), (c * (prior / known)).expand_as(flat)) - mu
+        d = self.marginals.denoise(mu + shift / (c * precision), (1 / precision).expand_as(flat)) - mu
         return g.project(d.reshape(r.shape))
 
 

@@ -86,11 +86,13 @@ class OnReference(ScoreModel):
         """D_ref + c_out P F; by Tweedie's formula where the noise is Gaussian but not isotropic."""
         if gaussian_form(kernel, x_t, "denoise").kind != "isotropic":
             return tweedie(x_t, self.score(x_t, kernel), kernel)
+        return self.skip.denoise(x_t, kernel) + self.correction(x_t, kernel)
+
+    def correction(self, x_t: Batch, kernel: Kernel) -> Batch:
+        """c_out P F, what is learnt of the denoiser under isotropic Gaussian noise."""
         sigma = per_row(kernel.sigma, x_t)
         c_in = self._c_in(per_row(kernel.alpha, x_t), sigma)
-        return self.skip.denoise(x_t, kernel) + (sigma * self.skip.data_scale * c_in) * self._residual(
-            x_t, kernel, c_in
-        )
+        return (sigma * self.skip.data_scale * c_in) * self._residual(x_t, kernel, c_in)
 
     def _c_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         return 1 / torch.sqrt((alpha * self.skip.data_scale) ** 2 + sigma**2)

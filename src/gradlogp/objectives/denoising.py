@@ -7,7 +7,17 @@ import sys
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Batch, InputError, Rows, as_batch, as_count, require_batch, same_event, squared_norm
+from gradlogp._shapes import (
+    Batch,
+    InputError,
+    Rows,
+    as_batch,
+    as_count,
+    require_batch,
+    row_keys,
+    same_event,
+    squared_norm,
+)
 from gradlogp.kernels import Kernel
 from gradlogp.kernels.base import require_levels
 from gradlogp.models import ScoreModel
@@ -91,7 +101,7 @@ class _Known:
     def __init__(self, rows: Batch) -> None:
         self.rows = rows.detach()
         self._like: _Known | None = None
-        self._sorted, self._order = _keys(self.rows).sort()
+        self._sorted, self._order = row_keys(self.rows).sort()
 
     def as_(self, x: Batch) -> _Known:
         """These rows for batches like x; what was made last is kept."""
@@ -104,17 +114,8 @@ class _Known:
     def include(self, x: Batch) -> bool:
         """Whether every row of x is equal, in all digits, to one of the references."""
         same_event(x, tuple(self.rows.shape[1:]))
-        at = torch.searchsorted(self._sorted, _keys(x)).clamp(max=len(self.rows) - 1)
+        at = torch.searchsorted(self._sorted, row_keys(x)).clamp(max=len(self.rows) - 1)
         return bool((self.rows[self._order[at]] == x).all())
-
-
-def _keys(rows: Batch) -> Tensor:
-    """A number for each row, equal for equal rows: the digits of its coordinates times random odd numbers, mod 2⁶⁴."""
-    digits = (rows.detach().flatten(1).double() + 0.0).view(torch.int64)  # −0 is 0
-    g = torch.Generator().manual_seed(0)
-    factors = 2 * torch.randint(2**62, (digits.shape[1],), generator=g) + 1
-    mixed = digits ^ (digits >> 32)  # the digits of whole numbers stand at the top
-    return (mixed * factors.to(rows.device)).sum(1)
 
 
 def _repeat(x: Batch, kernel: Kernel, n: int) -> tuple[Tensor, Kernel]:

@@ -12,13 +12,15 @@ from gradlogp.kernels import Gaussian
 from gradlogp.models import N_GATES, OnReference, require_gaussian
 from gradlogp.training.levels import NoiseLevels
 
+_LEAST, _DRAWS, _NUMBERS = 256, 2048, 10**7
+
 
 def calibrate(
     model: OnReference,
     held_out: Batch,
     levels: NoiseLevels,
     *,
-    n_draws: int = 4096,
+    n_draws: int | None = None,
     generator: torch.Generator | None = None,
 ) -> None:
     """Close the network's gate at the noise levels where held-out rows do not show that it helps.
@@ -31,7 +33,8 @@ def calibrate(
         model: the trained model; its gate is set.
         held_out: rows that it was not trained on.
         levels: the levels that it was trained on.
-        n_draws: draws of noise a level, about; fewer rows are repeated, of more the first are taken.
+        n_draws: draws of noise a level, about; fewer rows are repeated, of more the first are taken. By default 2048,
+            or as many as make 10⁷ numbers over all levels, but 256 at least.
         generator: source of the draws.
 
     Raises:
@@ -40,14 +43,15 @@ def calibrate(
     require_gaussian(model, "calibrate")
     sigma = torch.logspace(math.log10(levels.sigma_min), math.log10(levels.sigma_max), N_GATES, dtype=torch.float64)
     model.set_gate(sigma, torch.ones(N_GATES))
+    if n_draws is None:
+        n_draws = max(_LEAST, min(_DRAWS, _NUMBERS // (N_GATES * held_out[0].numel())))
     x = held_out[: as_count(n_draws, "n_draws", each=held_out[0].nbytes)]
     n, rows = len(x), x.repeat(math.ceil(n_draws / len(x)), *(1,) * (x.ndim - 1))
     gates = []
     for s in sigma:
         x_t = Gaussian(s).sample(rows, generator=generator)
         with torch.no_grad():
-            reference = model.skip.denoise(x_t, Gaussian(s))
-            part = model.denoise(x_t, Gaussian(s)) - reference
+            reference, part = model.skip.denoise(x_t, Gaussian(s)), model.correction(x_t, Gaussian(s))
         xy, xx = (v.double().reshape(-1, n).sum(0) for v in (dot(rows - reference, part), squared_norm(part)))
         gates.append(_shrunk_slope(xy, xx))
     model.set_gate(sigma, torch.stack(gates))

@@ -17,6 +17,7 @@ from gradlogp.training.levels import Levels
 from gradlogp.training.loss import WeightedLoss
 
 MIN_DRAWS = 2048
+MAX_ROWS = 2**14  # looked at, of more: a look is then no longer than some tens of steps
 _PAIRS, _WORK = 2**23, 2**30  # noisy rows times references that are kept, and that times coordinates
 
 
@@ -54,7 +55,7 @@ class HeldOut:
     and neglects what is of second order in the weights.
 
     Args:
-        x: held-out rows, ``(N, *event)``.
+        x: held-out rows, ``(N, *event)``; of more than 16 384 as many, at random.
         levels: noise levels to look at.
         loss: gives the weight of a level.
         seed: of the noise.
@@ -66,7 +67,7 @@ class HeldOut:
 
     def __init__(self, x: Batch, levels: Levels, loss: WeightedLoss, seed: int, min_draws: int = MIN_DRAWS) -> None:
         g = torch.Generator(x.device).manual_seed(seed)
-        x = as_batch(x)[torch.randperm(len(x), generator=g, device=x.device)]
+        x = as_batch(x)[torch.randperm(len(x), generator=g, device=x.device)[:MAX_ROWS]]
         self.n = len(x)
         rows = repeated(x, as_count(min_draws, "min_draws", each=x[0].nbytes))
         sigma = levels.draw(len(rows), generator=g, like=x)

@@ -78,7 +78,7 @@ def train(
     look = HeldOut(held_out, goal.levels, loss.weighted_by(goal.weight), seed)
     average = Average(model, recipe.ema) if average is None else average
     best, best_weights, since = math.inf, copy.deepcopy(average.model.state_dict()), 0
-    start = (0, 0.0, _loss_before(average.model, x[: len(held_out)], loss, levels, seed), 0.0)
+    start = (0, 0.0, _loss_before(average.model, x[: min(len(held_out), MIN_DRAWS)], loss, levels, seed), 0.0)
     try:
         for step, progress, mean_loss, seconds in chain(
             [start], _steps(model, x, loss, levels, recipe, average, generator)
