@@ -388,7 +388,7 @@ def look(step, held_out, progress):
 @pytest.mark.parametrize(
     ("steps", "patience", "words"),
     [
-        ([1.0, 0.8, 0.9, 0.9], 2, "at least 40% of what the closed form leaves to learn; more steps would not help"),
+        ([1.0, 0.8, 0.9, 0.9], 2, "at least 40% of what the closed form leaves to learn; more steps would hardly help"),
         ([1.0, 0.9, 0.8, 0.6], 2, "at least 80% of .*, was still learning: --steps 1200 may do better, in about 12 s"),
         ([1.0, 0.7, 0.9, 0.9], 6, "at least 60% of what the closed form leaves to learn$"),
     ],

@@ -18,7 +18,18 @@ from gradlogp.models import GaussianReference, MarginalReference, Preconditioned
 from gradlogp.networks import ResidualMLP
 from gradlogp.objectives import DenoisingScoreMatching
 from gradlogp.oracles import Empirical
-from gradlogp.training import Average, HeldOut, NoiseLevels, Recipe, WeightedLoss, calibrate, kept, train
+from gradlogp.training import (
+    Average,
+    HeldOut,
+    NoiseLevels,
+    Recipe,
+    Record,
+    WeightedLoss,
+    calibrate,
+    in_vain,
+    kept,
+    train,
+)
 from gradlogp.training import held_out as looks
 from gradlogp.training.adamw import AdamW
 
@@ -439,3 +450,14 @@ def test_data_of_any_size_are_learnt_alike(g):
         losses.append(next(train(model, s * x, s * x[:100], levels=levels, recipe=recipe, generator=g)).loss)
     assert losses[0] == pytest.approx(losses[1], rel=0.2)
     assert losses[2] == pytest.approx(losses[1], rel=0.2)
+
+
+def test_looks_that_bring_a_thousandth_of_the_loss_are_in_vain():
+    def history(*left):
+        return [Record(25 * i, 0.1, 1.0, 1.0, 0.1, False, 1.0, v, 0.1, 0.5, 0.1) for i, v in enumerate(left)]
+
+    assert in_vain(history(0.5)) == 0
+    assert in_vain(history(0.5, 0.4, 0.3)) == 0
+    assert in_vain(history(0.5, 0.4, 0.4, 0.41)) == 2
+    assert in_vain(history(0.5, 0.4, 0.3996, 0.3993)) == 2
+    assert in_vain(history(0.5, 0.4, 0.3996, 0.3993, 0.3989)) == 0  # together more than a thousandth

@@ -134,7 +134,10 @@ def _add_fit(command: _Command) -> None:
         "--dropout", type=_number, metavar="P", help="share of hidden units dropped (default: from the rows)"
     )
     fit.add_argument(
-        "--patience", type=_whole, metavar="N", help="looks without a better held-out loss before it stops"
+        "--patience",
+        type=_whole,
+        metavar="N",
+        help="looks that bring less than 0.1 %% of the held-out loss before it stops",
     )
     fit.add_argument("--validation-fraction", type=_number, metavar="F", help="share of the rows held out")
     fit.add_argument("--objective", metavar="GOAL", help="score, or likelihood for log-densities (default: score)")

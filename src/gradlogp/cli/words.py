@@ -142,13 +142,13 @@ def measured(model: ScoreDensity, told: bool = False) -> Iterator[tuple[str, str
 
 def _in_short(model: ScoreDensity) -> str:
     """What the training was worth, and what more of it would cost."""
-    from gradlogp.training import kept
+    from gradlogp.training import in_vain, kept
 
     best, last, first = kept(model.history_), model.history_[-1], model.history_[0]
     part = (first.held_out - best.held_out) / (first.held_out - best.floor)
     worth = f"the network takes away at least {max(0.0, part):.0%} of what the closed form leaves to learn"
-    if sum(r.step > best.step for r in model.history_) >= model.patience:
-        return f"{worth}; more steps would not help, more rows may"
+    if in_vain(model.history_) >= model.patience:
+        return f"{worth}; more steps would hardly help, more rows may"
     if last.progress < 1 or best.step < 0.8 * last.step:
         return worth
     return f"{worth}, and was still learning: --steps {4 * last.step} may do better, in about {4 * last.seconds:.0f} s"

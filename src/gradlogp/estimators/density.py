@@ -65,8 +65,8 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         dropout: share of hidden units dropped in training; None: more, the fewer rows there are a coordinate.
         max_seconds: end the training by then at the latest (None: no limit). A limit makes results depend on the
             machine's speed.
-        patience: looks at the held-out rows without a better one before training stops; looks come every 25 steps, from
-            200 on every eighth of the steps so far.
+        patience: looks at the held-out rows that bring less than 0.1 % of the loss before training stops; looks come
+            every 25 steps, from 400 on every eighth of the steps so far.
         validation_fraction: share of the rows held out.
         sampling_steps: steps of the sampler, one call of the network each, and one more to denoise.
         device: "cpu", "cuda", …; None takes a GPU where there is one.

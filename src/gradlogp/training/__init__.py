@@ -8,7 +8,7 @@ from gradlogp.training.levels import Levels, NoiseLevels, OneLevel, TimeLevels
 from gradlogp.training.loop import train
 from gradlogp.training.loss import WeightedLoss
 from gradlogp.training.recipe import Goal, Recipe
-from gradlogp.training.records import Record, kept
+from gradlogp.training.records import Record, in_vain, kept
 
 __all__ = [
     "Average",
@@ -22,6 +22,7 @@ __all__ = [
     "TimeLevels",
     "WeightedLoss",
     "calibrate",
+    "in_vain",
     "kept",
     "train",
     "weights",

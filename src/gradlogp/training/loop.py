@@ -21,7 +21,7 @@ from gradlogp.training.held_out import MIN_DRAWS, HeldOut, repeated
 from gradlogp.training.levels import Levels
 from gradlogp.training.loss import WeightedLoss
 from gradlogp.training.recipe import Goal, Recipe
-from gradlogp.training.records import Record
+from gradlogp.training.records import Record, in_vain
 
 _REFERENCES = 128  # of the stable target, at most: with more, held-out losses are no better and a step takes longer
 _FASTER = 10  # learning rate of what a weight learns, over that of the network: it has a few values only
@@ -77,7 +77,7 @@ def train(
     goal = Goal(recipe.weight, levels) if recipe.look is None else recipe.look
     look = HeldOut(held_out, goal.levels, loss.weighted_by(goal.weight), seed)
     average = Average(model, recipe.ema) if average is None else average
-    best, best_weights, since = math.inf, copy.deepcopy(average.model.state_dict()), 0
+    best, best_weights, history = math.inf, copy.deepcopy(average.model.state_dict()), list[Record]()
     start = (0, 0.0, _loss_before(average.model, x[: min(len(held_out), MIN_DRAWS)], loss, levels, seed), 0.0)
     try:
         for step, progress, mean_loss, seconds in chain(
@@ -86,12 +86,12 @@ def train(
             seen = look(average.model)
             _require_finite(seen.left, step)
             better = seen.left < best
-            since = 0 if better else since + 1
             if better:
                 best, best_weights = seen.left, copy.deepcopy(average.model.state_dict())
             values = {**seen._asdict(), "floor": look.floor, "floor_stderr": look.floor_stderr}
-            yield Record(step=step, progress=progress, loss=mean_loss, best=better, seconds=seconds, **values)
-            if since >= recipe.patience:
+            history.append(Record(step=step, progress=progress, loss=mean_loss, best=better, seconds=seconds, **values))
+            yield history[-1]
+            if in_vain(history) >= recipe.patience:
                 return
     finally:
         model.load_state_dict(best_weights)
