@@ -336,7 +336,7 @@ def test_the_page_is_sound_and_needs_no_network(kind, request):
     assert page.open == []
     assert not {"script", "link", "iframe", "object", "a"} & set(page.tags)
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
-    assert "http" not in text
+    assert "http" not in re.sub("base64,[A-Za-z0-9+/=]*", "", text)  # where it may stand by chance
     assert "@import" not in text
     assert "url(" not in text
     assert text.count("<img") == 5 - (kind != "good")  # no learning curve where there is no history
