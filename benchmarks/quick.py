@@ -160,7 +160,8 @@ def compare(before: list[dict[str, Any]], now: list[dict[str, Any]], data: dict[
     header = ["data", "fitted", "CPU s before", "CPU s now", "steps kept", "loss, now / before", "log-density gained",
               "ahead of a mixture", "ahead of a kernel density"]  # fmt: skip
     told = f"Seconds, now / before: median {np.median(ratios):.2f}. Largest ratio of losses: {worst:.4f}."
-    write("quick", "Default fits, before and now", "python benchmarks/quick.py --data FOLDER --against before.json",
+    command = f"python benchmarks/quick.py --data FOLDER --seeds {len(now) // len(data)} --against before.json"
+    write("quick", "Default fits, before and now", command,
           f"{table(header, lines)}\n\n{told}")  # fmt: skip
 
 
