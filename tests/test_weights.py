@@ -398,7 +398,7 @@ def test_training_trains_what_the_weight_learns(g):
     """The model starts as the truth for Gaussian data, so u tends to the log of the floor, −log(1 + σ²/4)."""
     x = 2 * torch.randn(4000, 2, generator=g)
     weight = weights.LearnedVariance(LEVELS, weights.SigmaSquared(), n_knots=8)
-    recipe = Recipe(n_steps=500, batch_size=256, weight=weight, learning_rate=2e-3)
+    recipe = Recipe(n_steps=500, batch_size=256, weight=weight, learning_rate=2e-3, patience=100)
     objective = DenoisingScoreMatching()
     model = new_model(x, fade=0.0)
     list(train(model, x, x[:200], levels=LEVELS, recipe=recipe, objective=objective, generator=g))
