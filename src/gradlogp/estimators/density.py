@@ -154,7 +154,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         """Learn the score of the rows of X.
 
         Stopped by Ctrl-C it raises ``KeyboardInterrupt``; once training has begun the estimator is fitted all the same,
-        with the best weights so far, and ``score_error_`` is None.
+        with the best weights so far.
 
         Args:
             X: numpy array or tensor ``(N, *event)``, or a pandas or polars frame of numbers; at least 10 rows.
