@@ -124,6 +124,9 @@ def _add_fit(command: _Command) -> None:
         action=argparse.BooleanOptionalAction,
         help="measure each column in its own standard deviation (default: if their scales are far apart)",
     )
+    fit.add_argument(
+        "--closed-form", action="store_true", help="no network: the best that is known without training, in seconds"
+    )
     fit.add_argument("--width", type=_whole, metavar="N", help="hidden units (default: from the columns)")
     fit.add_argument("--depth", type=_whole, metavar="N", help="residual blocks")
     fit.add_argument("--steps", type=_whole, metavar="N", help="training steps at most")

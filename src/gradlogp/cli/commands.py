@@ -13,14 +13,15 @@ from gradlogp.cli.mistakes import OPTIONS, UsageError
 from gradlogp.cli.stops import check, keep
 from gradlogp.cli.words import (
     apart,
+    closed_form,
     columns,
-    kind,
     load,
     load_chosen,
     load_fitted,
     load_groups,
     load_rows,
     measured,
+    network,
     next_command,
     print_table,
     say,
@@ -53,7 +54,8 @@ def fit(args: argparse.Namespace) -> None:
     check_destination(args.out)
     table = load_chosen(args, MIN_ROWS)
     given = {name: getattr(args, option[2:].replace("-", "_")) for option, name in OPTIONS.items()}
-    model = ScoreDensity(verbose=not args.quiet, **{k: v for k, v in given.items() if v is not None})
+    given = {k: v for k, v in given.items() if v is not None} | ({"network": None} if args.closed_form else {})
+    model = ScoreDensity(verbose=not args.quiet, **given)
     try:
         with closing(model.fit_steps(table, groups=load_groups(args))) as steps:
             for _ in told(steps, args.quiet or sys.stderr.isatty()):
@@ -227,14 +229,13 @@ def info(args: argparse.Namespace) -> None:
     from gradlogp.checkpoints import FORMAT, FORMAT_VERSION
 
     model = load(args.model)
-    network = model.network_
-    size = sum(p.numel() for p in model.model_.parameters())
     print_table(
         [
             ("model", args.model),
             ("format", f"{FORMAT}, version {FORMAT_VERSION}"),
             *columns(model),
             *measured(model),
-            ("network", f"{size:,} parameters, width {network['width']}, depth {network['depth']}{kind(model)}"),
+            ("closed form", closed_form(model)),
+            ("network", network(model)),
         ]
     )

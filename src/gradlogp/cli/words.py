@@ -128,7 +128,9 @@ def measured(model: ScoreDensity, told: bool = False) -> Iterator[tuple[str, str
         yield "held-out loss", loss
         left = f"at most {best.left:.4f} ± {best.left_stderr:.1g} of it (upper bound on the weighted score error)"
         yield "left to learn", f"{left}; no model gets below {best.floor:.4f} ± {best.floor_stderr:.1g}"
-    if model.kept_step_ == 0 and not told:
+    if model.network_ is None:
+        pass
+    elif model.kept_step_ == 0 and not told:
         yield "", NOT_KEPT
     elif model.kept_step_ > 0:
         yield "in short", _in_short(model)
@@ -175,9 +177,24 @@ def unit(model: ScoreDensity) -> str:
     return f"in {model.units_.in_words}"
 
 
-def kind(model: ScoreDensity) -> str:
-    """What to say of a model that is an energy."""
-    return ", an energy" if model.energy else ""
+def closed_form(model: ScoreDensity) -> str:
+    """What the model knows without training."""
+    if model.energy:
+        return "a Gaussian"
+    mixtures = [
+        f"a mixture of {part.n_components} {'diagonal ' if part.vectors is None else ''}Gaussians"
+        for part in model.model_.parts
+    ]
+    return ", ".join(["a Gaussian with the columns' marginals", *mixtures])
+
+
+def network(model: ScoreDensity) -> str:
+    """What is learnt on top of it."""
+    sizes = model.network_
+    if sizes is None:
+        return "none"
+    size = sum(p.numel() for p in model.model_.parameters())
+    return f"{size:,} parameters, width {sizes['width']}, depth {sizes['depth']}{', an energy' if model.energy else ''}"
 
 
 def width(model: ScoreDensity) -> str:

@@ -23,7 +23,7 @@ from gradlogp.data import detect_grid, read
 from gradlogp.data.memory import check_room
 from gradlogp.diagnostics import Estimate, ScoreError, SelfCheck, correlation_length, self_check
 from gradlogp.estimators import densities, diagnosis, outliers, saved
-from gradlogp.estimators.building import FEW_COORDINATES, closed_form, network_sizes, put_together
+from gradlogp.estimators.building import FEW_COORDINATES, closed_form, mixtures, network_sizes, put_together
 from gradlogp.estimators.outliers import Again
 from gradlogp.estimators.parameters import check_memory, check_parameters, device_from, generator_from
 from gradlogp.estimators.splits import Labels, deal, row_labels
@@ -55,6 +55,8 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
     that unit. Otherwise each column is measured in its own standard deviation, ``noise_scale_``, and σ counts those.
 
     Args:
+        network: "auto" trains a residual network on what the closed form leaves; None keeps the closed form alone,
+            which takes a second or two: marginals on a Gaussian, and Gaussian mixtures where they help.
         sigma_min, sigma_max: smallest and largest noise level, chosen from the data if None: see
             :meth:`gradlogp.training.NoiseLevels.of_rows`.
         standardize: measure each column in its own standard deviation: True, False or "auto".
@@ -88,7 +90,8 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         verbose: show a progress bar on a terminal.
 
     Attributes:
-        model_: the trained :class:`gradlogp.models.Preconditioned`, or :class:`gradlogp.models.EnergyModel`.
+        model_: the trained :class:`gradlogp.models.Preconditioned`, or :class:`gradlogp.models.EnergyModel`, or
+            without a network :class:`gradlogp.models.ClosedForm`.
         levels_: the noise levels trained on.
         noise_scale_: standard deviation of noise of level 1 in each coordinate, shape of one row.
         history_: the training's records, one a look: loss, held-out loss and what of it is left to learn, with their
@@ -108,6 +111,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
     def __init__(
         self,
         *,
+        network: str | None = "auto",
         sigma_min: float | None = None,
         sigma_max: float | None = None,
         standardize: bool | str = "auto",
@@ -129,6 +133,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         random_state: int | np.random.Generator | np.random.RandomState | torch.Generator | None = None,
         verbose: bool = True,
     ) -> None:
+        self.network = network
         self.sigma_min = sigma_min
         self.sigma_max = sigma_max
         self.standardize = standardize
@@ -205,24 +210,27 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         levels = NoiseLevels.of_rows(rows, reference.reference, steps=grid_steps(grid, units), **ends)
         goal = Goal.likelihood(levels) if self.objective == "likelihood" else Goal.score(levels)
         recipe = self._recipe(rows[0].numel(), goal.weight)
-        network = network_sizes(rows, self.width, self.depth, self.dropout)
-        check_memory(rows[0].numel(), int(network["width"]), int(self.depth), recipe.batch_size, generator.device)
+        network = None
+        if self.network is not None:
+            network = network_sizes(rows, self.width, self.depth, self.dropout)
+            check_memory(rows[0].numel(), int(network["width"]), int(self.depth), recipe.batch_size, generator.device)
+        parts = [] if self.energy else mixtures(reference, rows, held_out, goal, generator)
         model = _new_model(network, reference, rows, generator)
         check = _checked(model, rows, generator)
         unseen = outliers.Unseen(held_out.cpu(), torch.from_numpy(labels)[order[:cut].cpu()])
         fitted = saved.Fitted(model, network, table.schema, grid, units, levels, [], check, None, len(held_out), unseen)
         to_measure = unseen, groups is None and _ordered(z, labels)
-        steps = train(model, rows, held_out, levels=goal.levels, recipe=recipe, generator=generator)
+        steps = train(model, rows, held_out, levels=goal.levels, recipe=recipe, parts=parts, generator=generator)
         try:
             for record in self._progress(steps):
                 fitted.history.append(record)
                 yield record
-            calibrate(model, held_out, levels, generator=generator)
+            calibrate(model, held_out, levels, parts=parts, generator=generator)
         except (KeyboardInterrupt, GeneratorExit):
             steps.close()
             if fitted.history:
                 try:
-                    calibrate(model, held_out, levels, generator=generator)
+                    calibrate(model, held_out, levels, parts=parts, generator=generator)
                 finally:  # if that is interrupted too
                     self._set_fitted(fitted, to_measure)
             raise
@@ -230,7 +238,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         if self.contamination is not None:
             again = Again(z, labels, goal.levels, recipe, self.kept_step_)
             self._unseen = outliers.measured(self, self._unseen, again, generator)
-        if self.kept_step_ == 0 and self.verbose:
+        if self.kept_step_ == 0 and network is not None and self.verbose:
             Bar.write(NOT_KEPT, file=sys.stderr)
 
     def _recipe(self, n_coordinates: int, weight: Weight) -> Recipe:
@@ -686,7 +694,9 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         return estimator
 
 
-def _new_model(network: dict[str, Any], reference: Reference, rows: Batch, generator: torch.Generator) -> OnReference:
+def _new_model(
+    network: dict[str, Any] | None, reference: Reference, rows: Batch, generator: torch.Generator
+) -> OnReference:
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     return put_together(network, reference, seed).to(rows).eval()
 

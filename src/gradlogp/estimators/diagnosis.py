@@ -18,7 +18,7 @@ from gradlogp.estimators.outliers import Unseen
 from gradlogp.estimators.parameters import device_from, generator_from
 from gradlogp.estimators.units import are_pixels
 from gradlogp.kernels import Gaussian
-from gradlogp.models import OnReference
+from gradlogp.models import ClosedForm, OnReference, Reference
 from gradlogp.training import NoiseLevels
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def held_out_error(
     rows = rows[:MOST_ROWS]
     noise = default_noise(len(rows), min(MIN_DRAWS, max(LEAST_DRAWS, DRAWN_NUMBERS // rows[0].numel())))
     rows = rows.to(generator.device)
-    error = score_error(model, [model.skip], rows, ladder(levels), groups=groups, n_noise=noise, generator=generator)
+    error = score_error(model, [_rival(model)], rows, ladder(levels), groups=groups, n_noise=noise, generator=generator)
     return error.with_caution(ORDERED) if ordered else error
 
 
@@ -82,7 +82,7 @@ def diagnose(
     model = est.model_.to(generator.device)
     try:
         audit = measure(
-            model, test, kernels, x_train=train, comparisons=[model.skip], view=_view(est), history=est.history_,
+            model, test, kernels, x_train=train, comparisons=[_rival(model)], view=_view(est), history=est.history_,
             groups=groups, generator=generator, progress=est.verbose,
         )  # fmt: skip
     finally:
@@ -90,6 +90,11 @@ def diagnose(
     if out is not None:
         audit.save(out)
     return audit
+
+
+def _rival(model: OnReference) -> Reference:
+    """What the lower bound of the score error compares with: the closed form below the network, or below the stack."""
+    return model.reference if isinstance(model, ClosedForm) else model.skip
 
 
 def _rows(est: ScoreDensity, x: Any, name: str, least: int) -> Tensor:

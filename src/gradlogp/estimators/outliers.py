@@ -13,9 +13,9 @@ from torch import Tensor
 from gradlogp._shapes import Batch, InputError
 from gradlogp.diagnostics import Estimate
 from gradlogp.estimators import densities
-from gradlogp.estimators.building import closed_form, put_together
+from gradlogp.estimators.building import closed_form, mixtures, put_together
 from gradlogp.estimators.splits import Labels, folds
-from gradlogp.training import Levels, Recipe, calibrate, train
+from gradlogp.training import Goal, Levels, Recipe, calibrate, train
 
 if TYPE_CHECKING:
     from gradlogp.estimators.density import ScoreDensity
@@ -140,11 +140,13 @@ def _cross_fitted(est: ScoreDensity, again: Again, most: int, generator: torch.G
         rest, part = again.z[fold != f], again.z[chosen]
         if len(rest) < len(part):  # one group is most of the rows
             continue
-        model = put_together(est.network_, closed_form(rest, est.energy), f).to(rest).eval()
+        base, goal = closed_form(rest, est.energy), Goal(recipe.weight, again.levels)
+        others = [] if est.energy else mixtures(base, rest, part, goal, generator)
+        model = put_together(est.network_, base, f).to(rest).eval()
         if again.n_steps > 0:
             for _ in train(model, rest, part, levels=again.levels, recipe=recipe, generator=generator):
                 pass
-        calibrate(model, part, est.levels_, generator=generator)
+        calibrate(model, part, est.levels_, parts=others, generator=generator)
         part = part[: math.ceil(most / n_folds)]
         parts.append(densities.log_prob(est, part, None, model=model, what=f"outliers {f + 1}/{n_folds}").value)
         seen.append(labels[chosen.cpu()][: len(part)])

@@ -50,6 +50,10 @@ def check_parameters(estimator: BaseEstimator) -> None:
     share = estimator.contamination
     if share is not None and not (_is_number(share) and 0 < share <= 0.5):
         raise InputError(f"contamination: got {short(share)}, want a number in (0, 0.5], or None")
+    if estimator.network is not None and not (isinstance(estimator.network, str) and estimator.network == "auto"):
+        raise InputError(f"network: got {short(estimator.network)}, want 'auto', or None for the closed form alone")
+    if estimator.network is None and estimator.energy:
+        raise InputError("energy: got True with network=None, want a network: an energy is learnt")
     if not isinstance(estimator.energy, bool | np.bool_):
         raise InputError(f"energy: got {short(estimator.energy)}, want True or False")
     if not isinstance(estimator.objective, str) or estimator.objective not in ("score", "likelihood"):

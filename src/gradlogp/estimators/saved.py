@@ -18,14 +18,22 @@ from gradlogp.estimators import diagnosis
 from gradlogp.estimators.building import FADE, new_network, put_together
 from gradlogp.estimators.outliers import Unseen
 from gradlogp.estimators.units import Units
-from gradlogp.models import GaussianReference, MarginalReference, Marginals, OnReference, Reference
+from gradlogp.models import (
+    N_GATES,
+    GaussianReference,
+    MarginalReference,
+    Marginals,
+    OnReference,
+    Reference,
+)
+from gradlogp.oracles import GaussianMixture
 from gradlogp.training import NoiseLevels, Record
 
 if TYPE_CHECKING:
     from gradlogp.estimators.density import ScoreDensity
 
 MOST_PLANS, MOST_STEPS = 100, 10_000  # of the sampler that are saved, and steps of one
-NETWORK = "network."
+NETWORK, MIXTURES = "network.", "model.parts."
 ORTHONORMAL = 1e-3  # as far as float32 goes
 KINDS: dict[type, dict[str, Any]] = {
     cls: get_type_hints(cls) for cls in (Estimate, NoiseLevels, Record, samplers.Accuracy)
@@ -37,7 +45,7 @@ class Fitted:
     """What a fitted estimator consists of."""
 
     model: OnReference
-    network: dict[str, Any]
+    network: dict[str, Any] | None
     schema: Schema
     grid: Grid
     units: Units
@@ -56,9 +64,10 @@ def parts_of(estimator: ScoreDensity) -> tuple[dict[str, Tensor], dict[str, Any]
         parameters["random_state"] = None
     if estimator.device is not None:
         parameters["device"] = str(estimator.device)
+    sizes = estimator.network_
     config = {
         "parameters": parameters,
-        "network": {**estimator.network_, "event_shape": list(estimator.network_["event_shape"])},
+        "network": sizes and {**sizes, "event_shape": list(sizes["event_shape"])},
         "schema": estimator.schema_.to_json(),
         "grid": estimator.grid_.to_json(),
         "levels": {k: float(v) for k, v in asdict(estimator.levels_).items()},
@@ -88,7 +97,8 @@ def fitted_from(tensors: dict[str, Tensor], config: dict[str, Any]) -> Fitted:
     for name, v in tensors.items():
         _want(v.dtype == _dtype_of(name), f"{name} of {v.dtype}")
         _want(bool(v.isfinite().all()) or name.endswith("log_weights"), f"{name} with NaN or infinity")
-    network = {**config["network"], "event_shape": tuple(config["network"]["event_shape"])}
+    sizes = config["network"]
+    network = None if sizes is None else {**sizes, "event_shape": tuple(sizes["event_shape"])}
     model = _model(tensors, network)
     schema, grid = Schema.from_json(config["schema"]), Grid.from_json(config["grid"])
     _want(schema.event_shape == model.event_shape, f"columns of shape {schema.event_shape} for {model.event_shape}")
@@ -147,7 +157,7 @@ def _want(right: bool, got: str) -> None:
 
 def _dtype_of(name: str) -> torch.dtype:
     if name.startswith("model."):
-        return torch.float32
+        return torch.float64 if name.startswith(MIXTURES) else torch.float32
     return torch.int64 if name == "unseen.labels" else torch.float64
 
 
@@ -176,19 +186,46 @@ def _plan_from_json(entry: dict[str, Any], model: OnReference) -> samplers.Plan:
     return samplers.Plan(frame, start, levels, weights, _typed(samplers.Accuracy, entry["accuracy"]))
 
 
-def _model(tensors: dict[str, Tensor], network: dict[str, Any]) -> OnReference:
+def _model(tensors: dict[str, Tensor], network: dict[str, Any] | None) -> OnReference:
     """The model; the sizes that the configuration tells are those of the weights, or nothing is made of them."""
     state = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    reference, depth = _closed_form(state), network["depth"]
-    _want(type(depth) is int and 0 < depth <= len(state), f"depth {short(depth)} for {len(state)} tensors")
-    with torch.device("meta"):
-        sketch = new_network(network, reference).state_dict()
-    there = {k.removeprefix(NETWORK): v.shape for k, v in state.items()}
-    for name, v in sketch.items():
-        _want(there.get(name) == v.shape, f"{name} of shape {tuple(there.get(name, ()))} for {tuple(v.shape)}")
+    for name in (k for k in state if k.endswith(".at")):
+        at, share = state[name], state[name.removesuffix("at") + "share"]
+        right = at.shape == share.shape == (N_GATES,) and bool((at.diff() > 0).all())
+        _want(right and bool(((share >= 0) & (share <= 1)).all()), f"{name}, or its shares, out of order or range")
+    reference = _closed_form(state)
+    if network is not None:
+        depth = network["depth"]
+        _want(type(depth) is int and 0 < depth <= len(state), f"depth {short(depth)} for {len(state)} tensors")
+        with torch.device("meta"):
+            sketch = new_network(network, reference).state_dict()
+        there = {k.removeprefix(NETWORK): v.shape for k, v in state.items()}
+        for name, v in sketch.items():
+            _want(there.get(name) == v.shape, f"{name} of shape {tuple(there.get(name, ()))} for {tuple(v.shape)}")
     model = put_together(network, reference).float()
+    while f"parts.{(i := len(model.parts))}.means" in state:
+        part = _mixture(state, f"parts.{i}.", model.event_shape)
+        model.stack(part, model.gate.at.exp(), model.gate.share)
     model.load_state_dict(state)
     return model.eval()
+
+
+def _mixture(state: dict[str, Tensor], name: str, event_shape: tuple[int, ...]) -> GaussianMixture:
+    """A mixture as its components are, in the basis in which each covariance is diagonal."""
+    log_weights, means, variances = (state[name + k] for k in ("log_weights", "means", "variances"))
+    k, d = len(log_weights), math.prod(event_shape)
+    _want(
+        means.shape == variances.shape == (k, d), f"a mixture of shapes {tuple(means.shape)}, {tuple(variances.shape)}"
+    )
+    _want(abs(log_weights.exp().sum().item() - 1) < ORTHONORMAL, "weights of a mixture that do not add up to 1")
+    _want(bool((variances >= 0).all()), "a negative variance of a mixture")
+    covariances = variances.reshape(k, *event_shape)
+    if (v := state.get(name + "vectors")) is not None:
+        _want(v.shape == (k, d, d), f"eigenvectors of a mixture of shape {tuple(v.shape)}")
+        _orthonormal(v)
+        covariances = (v * variances[:, None, :]) @ v.mT
+        covariances = (covariances + covariances.mT) / 2
+    return GaussianMixture(log_weights.exp(), means.float().reshape(k, *event_shape), covariances)
 
 
 def _closed_form(state: dict[str, Tensor]) -> Reference:
@@ -197,8 +234,7 @@ def _closed_form(state: dict[str, Tensor]) -> Reference:
     name = "skip." if alone else "skip.gaussian."
     mean, eigenvalues, v = (state[name + k] for k in ("mean", "eigenvalues", "eigenvectors"))
     if v.ndim == 2:
-        off = (v.T @ v - torch.eye(v.shape[1])).abs().max().item()
-        _want(off < ORTHONORMAL, f"eigenvectors that are {off:.2g} from orthonormal")
+        _orthonormal(v)
     if alone:
         return GaussianReference(mean, eigenvalues, v, FADE)
     means, variances, log_weights = (state[f"skip.marginals.{k}"] for k in ("means", "variances", "log_weights"))
@@ -206,6 +242,11 @@ def _closed_form(state: dict[str, Tensor]) -> Reference:
     mass = log_weights.exp().sum(-1)
     _want(bool(((mass - 1).abs() < ORTHONORMAL).all()), "weights of a marginal that do not add up to 1")
     return MarginalReference(GaussianReference(mean, eigenvalues, v), Marginals(means, variances, log_weights))
+
+
+def _orthonormal(v: Tensor) -> None:
+    off = (v.mT @ v - torch.eye(v.shape[-1], dtype=v.dtype)).abs().max().item()
+    _want(off < ORTHONORMAL, f"eigenvectors that are {off:.2g} from orthonormal")
 
 
 def _doubles(values: Any) -> Tensor:

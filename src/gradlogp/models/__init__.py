@@ -22,20 +22,23 @@ from gradlogp.models.base import (
 )
 from gradlogp.models.energy import EnergyModel
 from gradlogp.models.from_denoiser import FromDenoiser, from_denoiser
+from gradlogp.models.gate import N_GATES, Gate
 from gradlogp.models.gaussian import NULL_TOLERANCE, GaussianReference
 from gradlogp.models.jacobian import linearise
 from gradlogp.models.marginal import MarginalReference, Marginals
 from gradlogp.models.posterior import Posterior, posterior, posterior_covariance
-from gradlogp.models.preconditioned import N_GATES, OnReference, Preconditioned
+from gradlogp.models.preconditioned import ClosedForm, OnReference, Preconditioned
 
 __all__ = [
     "NULL_TOLERANCE",
     "N_GATES",
+    "ClosedForm",
     "Denoiser",
     "DenoisingAutoencoder",
     "Density",
     "EnergyModel",
     "FromDenoiser",
+    "Gate",
     "GaussianReference",
     "MarginalReference",
     "Marginals",

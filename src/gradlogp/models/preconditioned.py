@@ -8,12 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from gradlogp._shapes import Batch, Rows, per_row
+from gradlogp._shapes import Batch, InputError, Rows, per_row
 from gradlogp.kernels import Kernel
-from gradlogp.models.base import Reference, ScoreModel, columns, gaussian_form, require_like, tweedie
+from gradlogp.models.base import Reference, ScoreModel, event_of, gaussian_form, require_like, tweedie
+from gradlogp.models.gate import Gate, noise_condition
 from gradlogp.models.gaussian import GaussianReference
 
-N_GATES = 16
 _SLACK = 1e-4  # of log sigma, for rounding at the largest level
 
 
@@ -31,6 +31,12 @@ class OnReference(ScoreModel):
     Where ``levels`` says at which noise it was trained, F is left out above them, where the reference is all
     but exact, and shown the smallest of them below.
 
+    On top of that, other models that know the data, such as fitted mixtures, may be stacked (Wolpert 1992):
+
+        D⁽⁰⁾ = D,    D⁽ⁱ⁾ = D⁽ⁱ⁻¹⁾ + β_i·P(D_i − D⁽ⁱ⁻¹⁾),    β_i in [0, 1] a function of c_noise
+
+    under isotropic Gaussian noise, and the same for the scores, as Tweedie's formula is affine in D.
+
     F is multiplied by a gate in [0, 1], a function of c_noise that is 1 unless :meth:`set_gate` closes it where F has
     been measured not to help.
 
@@ -42,19 +48,19 @@ class OnReference(ScoreModel):
     Attributes:
         network: what is trained.
         skip: the reference.
+        gate: the :class:`~gradlogp.models.gate.Gate` of F.
+        parts, gates: what is stacked on top, D_i, and β_i.
     """
 
     network: nn.Module
     skip: Reference
-    gate_at: Tensor
-    gate: Tensor
 
     def __init__(self, reference: Reference, noise: Callable[[float], Kernel] | None = None) -> None:
         super().__init__()
         self.noise = noise
         self.skip = reference
-        self.register_buffer("gate_at", torch.linspace(-1.0, 1.0, N_GATES))
-        self.register_buffer("gate", torch.ones(N_GATES))
+        self.gate = Gate()
+        self.parts, self.gates = nn.ModuleList(), nn.ModuleList()
 
     def own_number(self) -> Tensor | None:
         """One of the network's, else of the reference's: the gate is no measure of either."""
@@ -75,18 +81,45 @@ class OnReference(ScoreModel):
         return self.skip.event_shape
 
     def score(self, x_t: Batch, kernel: Kernel) -> Batch:
-        """ψ_ref + (alpha·c_out/sigma²) P F; no difference of large numbers at small sigma."""
+        """ψ_ref + (alpha·c_out/sigma²) P F, and the stack; no difference of large numbers at small sigma."""
         alpha, sigma = per_row(kernel.alpha, x_t), per_row(kernel.sigma, x_t)
         c_in = self._c_in(alpha, sigma)
-        return self.skip.score(x_t, kernel) + (alpha * self.skip.data_scale * c_in / sigma) * self._residual(
-            x_t, kernel, c_in
-        )
+        factor = alpha * self.skip.data_scale * c_in / sigma
+        own = self.skip.score(x_t, kernel) + factor * self._residual(x_t, kernel, c_in)
+        return self._stacked(own, lambda part: part.score(x_t, kernel), x_t, kernel)
 
     def denoise(self, x_t: Batch, kernel: Kernel) -> Batch:
-        """D_ref + c_out P F; by Tweedie's formula where the noise is Gaussian but not isotropic."""
+        """D_ref + c_out P F, and the stack; by Tweedie's formula where the noise is Gaussian but not isotropic."""
         if gaussian_form(kernel, x_t, "denoise").kind != "isotropic":
             return tweedie(x_t, self.score(x_t, kernel), kernel)
-        return self.skip.denoise(x_t, kernel) + self.correction(x_t, kernel)
+        own = self.skip.denoise(x_t, kernel) + self.correction(x_t, kernel)
+        return self._stacked(own, lambda part: part.denoise(x_t, kernel), x_t, kernel)
+
+    def stack(self, part: ScoreModel, sigma: Tensor, shares: Tensor) -> None:
+        """Put another model on top, with shares β in [0, 1] at increasing noise levels (alpha = 1).
+
+        Raises:
+            InputError: a part of another event shape.
+        """
+        if event_of(part) != self.event_shape:
+            raise InputError(f"stack: got a part of event shape {event_of(part)}, want {self.event_shape}")
+        self.parts.append(part)
+        self.gates.append(Gate().set(sigma, shares, self.skip.data_scale).to(self.gate.at))
+
+    def unstack(self) -> None:
+        """Take away all that was put on top."""
+        self.parts, self.gates = nn.ModuleList(), nn.ModuleList()
+
+    def _stacked(self, own: Batch, value: Callable[[ScoreModel], Batch], x_t: Batch, kernel: Kernel) -> Batch:
+        """A score or denoiser, moved towards those of the parts; both are affine in each other."""
+        form = kernel.gaussian_form(self.event_shape) if len(self.parts) else None
+        if form is None or form.kind != "isotropic":
+            return own
+        c_noise, known = self._within(noise_condition(kernel, x_t, self.skip.data_scale))
+        for part, gate in zip(self.parts, self.gates, strict=True):
+            assert isinstance(part, ScoreModel)
+            own = own + per_row(gate(c_noise) * known, x_t) * self.skip.project(value(part) - own)
+        return own
 
     def correction(self, x_t: Batch, kernel: Kernel) -> Batch:
         """c_out P F, what is learnt of the denoiser under isotropic Gaussian noise."""
@@ -105,8 +138,8 @@ class OnReference(ScoreModel):
     def _inside(self, x_t: Batch, kernel: Kernel, c_in: Tensor) -> tuple[Batch, Rows, Rows]:
         """What F is shown, z and c_noise, and what it is multiplied by."""
         z = c_in * self.skip.project(self.skip.centred(x_t, kernel))
-        c_noise, known = self._within(self._c_noise(kernel, x_t))
-        return z, c_noise, self._gate(c_noise) * known
+        c_noise, known = self._within(noise_condition(kernel, x_t, self.skip.data_scale))
+        return z, c_noise, self.gate(c_noise) * known
 
     def _within(self, c_noise: Tensor) -> tuple[Tensor, Tensor]:
         """c_noise within the range trained on, and whether it is not above it."""
@@ -121,20 +154,7 @@ class OnReference(ScoreModel):
 
         Between the levels the gate is linear in log sigma, beyond them constant.
         """
-        self.gate_at = (sigma.to(self.gate_at) / self.skip.data_scale).log()
-        self.gate = gate.to(self.gate)
-
-    def _gate(self, c_noise: Tensor) -> Tensor:
-        right = torch.searchsorted(self.gate_at, c_noise.contiguous()).clamp(1, N_GATES - 1)
-        low, high = self.gate_at[right - 1], self.gate_at[right]
-        share = ((c_noise - low) / (high - low)).clamp(0, 1)
-        return self.gate[right - 1] * (1 - share) + self.gate[right] * share
-
-    def _c_noise(self, kernel: Kernel, x_t: Batch) -> Tensor:
-        wide = x_t.to(torch.promote_types(x_t.dtype, torch.float32))  # half precision does not hold 10^±6
-        alpha, sigma = columns(kernel, wide)
-        ratio = (sigma / (alpha * self.skip.data_scale).clamp_min(torch.finfo(wide.dtype).tiny)).clamp(1e-6, 1e6)
-        return ratio.log().to(x_t.dtype).reshape(-1).expand(len(x_t))
+        self.gate.set(sigma, gate, self.skip.data_scale)
 
 
 class Preconditioned(OnReference):
@@ -155,3 +175,11 @@ class Preconditioned(OnReference):
     def learnt(self, z: Batch, c_noise: Rows) -> Batch:
         """F(z, c_noise), the network's output."""
         return require_like(self.network(z, c_noise), z, f"Preconditioned: the network {type(self.network).__name__}")
+
+
+class ClosedForm(OnReference):
+    """A closed-form reference alone, in the place of a model that has learnt something on top of it."""
+
+    def learnt(self, z: Batch, c_noise: Rows) -> Batch:  # noqa: ARG002
+        """0."""
+        return torch.zeros_like(z)

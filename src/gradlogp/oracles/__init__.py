@@ -2,8 +2,19 @@
 
 from gradlogp.oracles.base import Oracle
 from gradlogp.oracles.empirical import Empirical, Including, LeaveOneOut, OfClass
+from gradlogp.oracles.fitting import fit_mixture
 from gradlogp.oracles.mixture import GaussianMixture
 from gradlogp.oracles.parzen import Parzen
 from gradlogp.oracles.quadrature import Quadrature
 
-__all__ = ["Empirical", "GaussianMixture", "Including", "LeaveOneOut", "OfClass", "Oracle", "Parzen", "Quadrature"]
+__all__ = [
+    "Empirical",
+    "GaussianMixture",
+    "Including",
+    "LeaveOneOut",
+    "OfClass",
+    "Oracle",
+    "Parzen",
+    "Quadrature",
+    "fit_mixture",
+]

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from gradlogp.oracles.base import Oracle, by_chunks
 _C = "covariances"
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Noisy:
     """The components of p ∗ q at some rows, in the basis in which each covariance is diagonal.
 
@@ -36,9 +37,14 @@ class _Noisy:
     vectors: Tensor | None
     log_weights: Tensor
 
+    @cached_property
+    def slope(self) -> Tensor:
+        """(alpha²S_k + K)⁻¹(x_t − alpha·m_k − shift) in the same basis, ``(B, K, D)``."""
+        return self.y / self.variance
+
     def log_joint(self) -> Tensor:
         """log w_k N(x_t; alpha·m_k + shift, alpha²S_k + K), ``(B, K)``."""
-        quadratic = (self.y.square() / self.variance).sum(2) + self.variance.log().sum(2)
+        quadratic = (self.y * self.slope).sum(2) + self.variance.log().sum(2)
         return self.log_weights - 0.5 * (quadratic + self.y.shape[2] * math.log(2 * math.pi))
 
     def responsibilities(self) -> Tensor:
@@ -48,7 +54,7 @@ class _Noisy:
     def average(self, coefficients: Tensor) -> Tensor:
         """Σ_k r_k V_k c_k, ``(B, D)``."""
         c = self.responsibilities()[:, :, None] * coefficients
-        return c.sum(1) if self.vectors is None else torch.einsum("bkj,kij->bi", c, self.vectors)
+        return c.sum(1) if self.vectors is None else c.flatten(1) @ self.vectors.mT.flatten(0, 1)
 
 
 class GaussianMixture(Oracle):
@@ -101,6 +107,11 @@ class GaussianMixture(Oracle):
         return self
 
     @property
+    def n_components(self) -> int:
+        """K."""
+        return len(self.means)
+
+    @property
     def mean(self) -> Tensor:
         """Σ_k w_k m_k."""
         return (self.log_weights.exp() @ self.means).reshape(self.event_shape)
@@ -139,9 +150,7 @@ class GaussianMixture(Oracle):
 
     def score(self, x_t: Batch, kernel: Kernel) -> Batch:
         """−Σ_k r_k(x_t) (alpha²S_k + K)⁻¹(x_t − alpha·m_k − shift)."""
-        return self._over_rows(lambda noisy, _: noisy.average(-noisy.y / noisy.variance), x_t, kernel).reshape(
-            x_t.shape
-        )
+        return self._over_rows(lambda noisy, _: -noisy.average(noisy.slope), x_t, kernel).reshape(x_t.shape)
 
     def denoise(self, x_t: Batch, kernel: Kernel) -> Batch:
         """E[x | x_t] = Σ_k r_k [m_k + alpha·S_k(alpha²S_k + K)⁻¹(x_t − alpha·m_k − shift)]."""
@@ -151,8 +160,8 @@ class GaussianMixture(Oracle):
 
         def f(noisy: _Noisy, form: GaussianForm) -> Tensor:
             alpha = _against_components(form.alpha)
-            gain = alpha * self.variances / noisy.variance
-            return noisy.responsibilities() @ self.means + noisy.average(gain * noisy.y)
+            gain = alpha * self.variances
+            return noisy.responsibilities() @ self.means + noisy.average(gain * noisy.slope)
 
         return self._over_rows(f, x_t, kernel).reshape(x_t.shape)
 
@@ -167,7 +176,7 @@ class GaussianMixture(Oracle):
             v = torch.eye(s.shape[1], dtype=s.dtype, device=s.device) if noisy.vectors is None else noisy.vectors
             sv = s @ v
             r = noisy.responsibilities()
-            each = self.means + alpha * torch.einsum("kij,bkj->bki", sv, noisy.y / noisy.variance)
+            each = self.means + alpha * torch.einsum("kij,bkj->bki", sv, noisy.slope)
             d = each - torch.einsum("bk,bki->bi", r, each)[:, None]
             gain = torch.einsum("kia,bka,kja->bkij", sv, (alpha**2 / noisy.variance).expand_as(noisy.y), sv)
             return torch.einsum("bk,bkij->bij", r, s - gain) + torch.einsum("bk,bki,bkj->bij", r, d, d)
@@ -199,7 +208,7 @@ class GaussianMixture(Oracle):
         else:
             s = alpha**2 * _full(self.variances, self.vectors)
             variance, vectors = torch.linalg.eigh(s + (torch.diag(k) if form.kind == "diagonal" else k))
-        y = r if vectors is None else torch.einsum("bki,kij->bkj", r, vectors)
+        y = r if vectors is None else (r.transpose(0, 1) @ vectors).transpose(0, 1)
         return _Noisy(y, variance.expand(1, -1, -1) if variance.ndim == 2 else variance, vectors, self.log_weights)
 
 

@@ -2,15 +2,16 @@
 
 from gradlogp.training import weights
 from gradlogp.training.average import Average
-from gradlogp.training.gate import calibrate
+from gradlogp.training.gate import best_shares, calibrate
 from gradlogp.training.held_out import HeldOut
 from gradlogp.training.levels import Levels, NoiseLevels, OneLevel, TimeLevels
 from gradlogp.training.loop import train
 from gradlogp.training.loss import WeightedLoss
 from gradlogp.training.recipe import Goal, Recipe
-from gradlogp.training.records import Record, in_vain, kept
+from gradlogp.training.records import WORTH, Record, in_vain, kept
 
 __all__ = [
+    "WORTH",
     "Average",
     "Goal",
     "HeldOut",
@@ -21,6 +22,7 @@ __all__ = [
     "Record",
     "TimeLevels",
     "WeightedLoss",
+    "best_shares",
     "calibrate",
     "in_vain",
     "kept",

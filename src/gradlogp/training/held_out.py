@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Batch, as_batch, as_count, event_size, squared_norm
+from gradlogp._shapes import Batch, as_batch, as_count, dot, event_size, per_row, squared_norm
 from gradlogp.kernels import Gaussian, Kernel
 from gradlogp.models import ScoreModel
 from gradlogp.objectives import posterior_weights
 from gradlogp.training.any_kernel import PairGroup
+from gradlogp.training.gate import shrunk_slope
 from gradlogp.training.levels import Levels
 from gradlogp.training.loss import WeightedLoss
 
 MIN_DRAWS = 2048
 MAX_ROWS = 2**14  # looked at, of more: a look is then no longer than some tens of steps
+_RANGES = 8  # of levels, that a part has a share each in
 _PAIRS, _WORK = 2**23, 2**30  # noisy rows times references that are kept, and that times coordinates
 
 
@@ -27,12 +30,15 @@ class Look(NamedTuple):
     Attributes:
         held_out: the weighted loss, λ(σ)·½‖ψ − t‖², t the target of denoising score matching.
         left: λ(σ)·½‖ψ − T‖² with the stable target T: an upper bound, in expectation, on the weighted score error.
+        gain: how much less is left than at the first look, row by row.
     """
 
     held_out: float
     held_out_stderr: float
     left: float
     left_stderr: float
+    gain: float
+    gain_stderr: float
 
 
 class HeldOut:
@@ -60,12 +66,22 @@ class HeldOut:
         loss: gives the weight of a level.
         seed: of the noise.
         min_draws: noisy rows at least; fewer held-out rows are repeated, each with its own noise.
+        parts: other models; looked at is what each model is worth with these stacked on it: see
+            :class:`~gradlogp.models.OnReference`. Shares are one for each of 8 ranges of levels.
 
     Attributes:
         floor, floor_stderr: the mean of λ½ tr Cov(t | x_t, rows) and its standard error.
     """
 
-    def __init__(self, x: Batch, levels: Levels, loss: WeightedLoss, seed: int, min_draws: int = MIN_DRAWS) -> None:
+    def __init__(
+        self,
+        x: Batch,
+        levels: Levels,
+        loss: WeightedLoss,
+        seed: int,
+        min_draws: int = MIN_DRAWS,
+        parts: Sequence[ScoreModel] = (),
+    ) -> None:
         g = torch.Generator(x.device).manual_seed(seed)
         x = as_batch(x)[torch.randperm(len(x), generator=g, device=x.device)[:MAX_ROWS]]
         self.n = len(x)
@@ -82,15 +98,38 @@ class HeldOut:
             _group(part, self.x_t[i], self.kernel.rows(i), self.weight[i])
             for part, i in ((x[j], index[j[0] * draws : (j[-1] + 1) * draws]) for j in _split(self.n, m, x.device))
         ]
+        self._first: tuple[Tensor, Tensor] | None = None
+        with torch.no_grad():
+            self.parts = [part.score(self.x_t, self.kernel) for part in parts]
+        place = sigma.argsort().argsort() * _RANGES // len(rows)
+        self._cell = place * self.n + torch.arange(len(rows), device=x.device) // draws
         self.floor, self.floor_stderr = self._mean(*_joined([g.floor() for g in self.groups]))
 
     def __call__(self, model: ScoreModel) -> Look:
-        """The loss and what is left of it, with their standard errors."""
+        """The loss, what is left of it, and what that gained on the first model seen, with their standard errors."""
         with torch.no_grad():
             psi = model.score(self.x_t, self.kernel)
+            for part in self.parts:
+                psi = psi + per_row(self._share(psi, part), psi) * (part - psi)
             loss = 0.5 * self.weight * squared_norm(psi - self.target)
             left, shared = _joined([g.left(part) for g, part in zip(self.groups, self._parts(psi), strict=True)])
-        return Look(*self._mean(loss.double(), torch.zeros_like(shared)), *self._mean(left, shared))
+        if self._first is None:
+            self._first = left, shared
+        gain = self._mean(self._first[0] - left, self._first[1] - shared)
+        return Look(*self._mean(loss.double(), torch.zeros_like(shared)), *self._mean(left, shared), *gain)
+
+    def _share(self, psi: Batch, part: Batch) -> Tensor:
+        """How far ψ is best moved towards a part: least squares over the rows in each range of levels, held back."""
+        target = torch.cat([group.target for group in self.groups])
+        step = part - psi
+        xy, xx = (
+            torch.zeros(_RANGES * self.n, dtype=torch.float64, device=psi.device).index_add_(
+                0, self._cell, (self.weight * v).double()
+            )
+            for v in (dot(target - psi, step), squared_norm(step))
+        )
+        share = shrunk_slope(xy.reshape(_RANGES, self.n), xx.reshape(_RANGES, self.n))
+        return share[self._cell // self.n].to(psi)
 
     def _parts(self, psi: Batch) -> tuple[Tensor, ...]:
         parts: tuple[Tensor, ...] = psi.split([len(group.target) for group in self.groups])

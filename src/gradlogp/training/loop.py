@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from itertools import chain
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gradlogp._draws import Seeded, dropout_from
 from gradlogp._shapes import Batch, InputError, as_batch, same_event
-from gradlogp.models import GaussianReference, ScoreModel, require_model
+from gradlogp.models import ClosedForm, GaussianReference, ScoreModel, require_model
 from gradlogp.objectives import DenoisingScoreMatching, Objective
 from gradlogp.training.adamw import AdamW
 from gradlogp.training.average import Average
@@ -36,6 +36,7 @@ def train(
     recipe: Recipe | None = None,
     objective: Objective | None = None,
     average: Average | None = None,
+    parts: Sequence[ScoreModel] = (),
     generator: torch.Generator | None = None,
 ) -> Generator[Record, None, None]:
     """Fit a model in place by denoising score matching; afterwards it holds the averaged weights of the best look.
@@ -44,7 +45,9 @@ def train(
 
     The best look is the one with the least left to learn: the held-out loss against the stable target, which has the
     same minimum as the loss and less noise. The first record, at step 0, is the model as it came: a model that starts
-    as its reference is never left worse. Looks use the recipe's weight and these levels, or those of ``recipe.look``.
+    as its reference is never left worse. A step is kept only if it leaves less than that, by more than a standard
+    error. Looks use the recipe's weight and these levels, or those of ``recipe.look``. A
+    :class:`~gradlogp.models.ClosedForm` has nothing to train: the first record is all.
 
     Args:
         model: the model, such as :class:`~gradlogp.models.Preconditioned`, :class:`~gradlogp.models.EnergyModel` or
@@ -58,6 +61,8 @@ def train(
         objective: loss of a row; by default :class:`~gradlogp.objectives.DenoisingScoreMatching` with the batch as
             references (128 of its rows at a time), whose target has less noise: ``benchmarks/stable_target.py``.
         average: the running average of the weights, for a caller that wants to see it between records.
+        parts: models that will be stacked on this one, by :func:`gradlogp.training.calibrate`: looks are of the stack,
+            so that a step is kept, and training goes on, only for what they do not know.
         generator: source of every draw, and its seed that of dropout layers; what a network draws in other ways comes
             from torch's global source.
 
@@ -75,17 +80,23 @@ def train(
         torch.randint(2**31, (), generator=generator, device=generator.device if generator is not None else None)
     )
     goal = Goal(recipe.weight, levels) if recipe.look is None else recipe.look
-    look = HeldOut(held_out, goal.levels, loss.weighted_by(goal.weight), seed)
+    look = HeldOut(held_out, goal.levels, loss.weighted_by(goal.weight), seed, parts=parts)
     average = Average(model, recipe.ema) if average is None else average
     best, best_weights, history = math.inf, copy.deepcopy(average.model.state_dict()), list[Record]()
-    start = (0, 0.0, _loss_before(average.model, x[: min(len(held_out), MIN_DRAWS)], loss, levels, seed), 0.0)
+    nothing = isinstance(model, ClosedForm)
+    start = (
+        0,
+        float(nothing),
+        _loss_before(average.model, x[: min(len(held_out), MIN_DRAWS)], loss, levels, seed),
+        0.0,
+    )
     try:
         for step, progress, mean_loss, seconds in chain(
-            [start], _steps(model, x, loss, levels, recipe, average, generator)
+            [start], () if nothing else _steps(model, x, loss, levels, recipe, average, generator)
         ):
             seen = look(average.model)
             _require_finite(seen.left, step)
-            better = seen.left < best
+            better = seen.left < best and (step == 0 or seen.gain > seen.gain_stderr)
             if better:
                 best, best_weights = seen.left, copy.deepcopy(average.model.state_dict())
             values = {**seen._asdict(), "floor": look.floor, "floor_stderr": look.floor_stderr}
@@ -103,7 +114,7 @@ def _checked(model: ScoreModel, x: Batch, held_out: Tensor, levels: object) -> t
     require_model(model)
     if not isinstance(levels, Levels):
         raise InputError(f"levels: got {levels!r}, want a law of noise levels, e.g. training.OneLevel(0.5)")
-    if not any(p.requires_grad for p in model.parameters()):
+    if not isinstance(model, ClosedForm) and not any(p.requires_grad for p in model.parameters()):
         raise InputError(f"model: got a {type(model).__name__} with no parameter to train, want one")
     x = as_batch(x)
     return x, as_batch(same_event(held_out, tuple(x.shape[1:]), "held_out"), "held_out")

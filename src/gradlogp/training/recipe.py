@@ -65,8 +65,8 @@ class Recipe:
         ema: decay of the average of the weights, once warmed up.
         evaluate_every: steps to the first look at the held-out loss, and between looks; from 16 times that on an eighth
             of the steps so far.
-        patience: looks that bring less than 0.1 % of the held-out loss before it stops: with 6, when half of the steps
-            so far, and at least 150, brought no more.
+        patience: looks that bring less than 0.1 % of the held-out loss, or than half a standard error, before it stops:
+            with 6, when half of the steps so far, and at least 150, brought no more.
         max_seconds: stop by then at the latest.
         weight: λ(σ), what each noise level counts; see :mod:`gradlogp.training.weights`.
         look: what held-out rows are looked at for, by which the best weights are kept; None: what is trained for, with
