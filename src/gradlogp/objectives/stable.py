@@ -55,7 +55,8 @@ def posterior_weights(x_t: Batch, kernel: Gaussian, points: Tensor, sources: Ten
     if sources is not None:
         own = squared_norm(x_t.double() - per_row(kernel.alpha.double(), x_t.double()) * sources.double())
         logits = torch.cat([logits, own.reshape(g, -1, 1) / (-2 * sigma**2)], dim=2)
-    return torch.softmax((logits - logits.amax(2, keepdim=True)).to(x_t.dtype), dim=2)
+    logits = (logits - logits.amax(2, keepdim=True)).to(x_t.dtype)
+    return torch.softmax(logits.clamp_min_(-60), dim=2)  # processors are slow where float32 all but underflows
 
 
 def _log_densities(a: Tensor, alpha: Tensor, sigma: Tensor, b: Tensor) -> Tensor:
