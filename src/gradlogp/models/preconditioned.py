@@ -58,7 +58,7 @@ class OnReference(ScoreModel):
 
     def own_number(self) -> Tensor | None:
         """One of the network's, else of the reference's: the gate is no measure of either."""
-        return next((v for v in self.parameters() if v.is_floating_point()), self.skip.own_number())
+        return next((v for v in self.network.parameters() if v.is_floating_point()), self.skip.own_number())
 
     @abstractmethod
     def learnt(self, z: Batch, c_noise: Rows) -> Batch:

@@ -66,7 +66,8 @@ def _log_densities(a: Tensor, alpha: Tensor, sigma: Tensor, b: Tensor) -> Tensor
         safe = torch.where(alpha > 0, alpha, 1.0)  # at alpha = 0 all references are equally likely
         squares = torch.cdist(a / safe, b, compute_mode="donot_use_mm_for_euclid_dist") ** 2
         return (scale * alpha**2) * squares
-    centre = b.mean((0, 1)).double()
+    a, b = a.double(), b.double()
+    centre = b.mean((0, 1))
     a, b = a - alpha * centre, b - centre
     start = torch.addcmul(scale * _squares(a), scale * alpha**2, _squares(b).mT)
     return torch.baddbmm(start, a * (-2 * scale * alpha), b.mT)

@@ -153,7 +153,7 @@ def _steps(
             raise InputError("model: got a loss without a gradient in its parameters, want a network without detach()")
         optimiser.zero_grad()
         recipe.weight.minimised(each, sigma).mean().backward()
-        nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        _clip(parameters, recipe.clip)
         optimiser.step()
         average.update(step)
         total, since = total + each.detach().mean(), since + 1
@@ -166,6 +166,13 @@ def _steps(
             total, since = torch.zeros_like(total), 0
         if done:
             return
+
+
+def _clip(parameters: list[nn.Parameter], largest: float) -> None:
+    """Scale the gradients so that their norm is at most this: ``torch.nn.utils.clip_grad_norm_``, on one device."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    torch._foreach_mul_(gradients, (largest / (norm + 1e-6)).clamp(max=1.0))
 
 
 def _require_finite(loss: float, step: int) -> None:
