@@ -82,7 +82,7 @@ class Marginals(nn.Module):
             some = slice(k, k + size)
             part = (b[some, : max(used[some]), None] for b in self.buffers())
             out.append(_posterior_means(y[some], noise[some], *part, atoms=not any(spread[some])))
-        return torch.cat(out).T
+        return torch.cat(out).T.contiguous()
 
 
 def _kinds(log_weights: Tensor, variances: Tensor) -> tuple[list[int], list[bool]]:

@@ -75,7 +75,7 @@ def _log_densities(a: Tensor, alpha: Tensor, sigma: Tensor, b: Tensor) -> Tensor
 
 def _squares(v: Tensor) -> Tensor:
     """‖v‖² over the last dimension, which is kept."""
-    return torch.linalg.vecdot(v, v)[..., None]
+    return v.square().sum(-1, keepdim=True)
 
 
 def _gaussian_average(x_t: Batch, kernel: Gaussian, points: Tensor, sources: Tensor | None) -> Tensor:
