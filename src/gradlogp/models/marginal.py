@@ -93,9 +93,11 @@ def _kinds(log_weights: Tensor, variances: Tensor) -> tuple[list[int], list[bool
 
 def _posterior_means(y: Tensor, noise: Tensor, m: Tensor, s: Tensor, log_w: Tensor, *, atoms: bool) -> Tensor:
     """E[x | y] for ``(d, B)`` y and noise, under d mixtures ``(d, V, 1)``; rows last, of which there are many."""
-    r = y[:, None] - m
     if atoms:
-        return (m.mT @ _softmax(torch.addcmul(log_w, r * r, 0.5 / noise[:, None], value=-1))).squeeze(1)
+        scale = (0.5 / noise).sqrt()
+        r = torch.addcmul((scale * y)[:, None], m, scale[:, None], value=-1)
+        return (m.mT @ _softmax(torch.addcmul(log_w, r, r, value=-1))).squeeze(1)
+    r = y[:, None] - m
     variance = s + noise[:, None]
     share = r / variance
     w = _softmax(log_w - 0.5 * (r * share + variance.log()))
@@ -200,7 +202,7 @@ class MarginalReference(Reference):
         lam, v = g.eigenvalues, g.eigenvectors
         knots, shares, prior, least = self._spectrum(lam, v)
         shift = v @ ((flat @ v) * (alpha * lam / (alpha**2 * lam + sigma**2))).T
-        c = torch.maximum(shares @ (sigma**2 * knots / (alpha**2 * knots + sigma**2)).T, least)  # of the prior
+        c = torch.maximum(shares @ (knots / (alpha**2 * knots + sigma**2) * sigma**2).T, least)  # of the prior
         gain = (1 - c).clamp_min(torch.finfo(c.dtype).eps)  # at least its rounding
         y, noise = self.mean.reshape(-1, 1) + shift / gain, prior * (c / gain)
         d = self.marginals.denoise(y.T, noise.expand_as(y).T) - self.mean.flatten()
