@@ -3,27 +3,42 @@
 The bare loop draws rows, levels and noise, preconditions as EDM does, and takes a clipped step of fused AdamW and of
 the running average. Ours are the same network on the Gaussian with the plain target, and the default: on the
 marginals, with the stable target. Contenders alternate; what is told is the median over rounds.
+
+The second table is of the default: the share of a step in each part, the rest being what is around them.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from common import table, write
 from torch import Tensor, nn
 
 from gradlogp.estimators.building import FEW_COORDINATES
+from gradlogp.kernels import Gaussian
 from gradlogp.models import GaussianReference, MarginalReference, Preconditioned, Reference
 from gradlogp.networks import ResidualMLP
 from gradlogp.objectives import DenoisingScoreMatching
-from gradlogp.training import Average, NoiseLevels, Recipe, WeightedLoss
-from gradlogp.training.loop import _REFERENCES, _steps
+from gradlogp.training import Average, NoiseLevels, Recipe, WeightedLoss, loop
+from gradlogp.training.adamw import AdamW
 
 ROUNDS, N_STEPS, N_ROWS = 15, 5, 5000
 Step = Callable[[], object]
+PARTS = {
+    "levels and noise": [(NoiseLevels, "draw"), (Gaussian, "sample")],
+    "reference": [(MarginalReference, "score")],
+    "network": [(ResidualMLP, "forward")],
+    "target": [(DenoisingScoreMatching, "_target")],
+    "backward": [(Tensor, "backward")],
+    "clip, optimizer, average": [(nn.utils, "clip_grad_norm_"), (AdamW, "step"), (Average, "update")],
+}
 
 
 class EachStep(Recipe):
@@ -79,7 +94,7 @@ def ours(x: Tensor, b: int, reference: Reference, references: int) -> Step:
     recipe = EachStep(batch_size=b, evaluate_every=1)
     loss = WeightedLoss(DenoisingScoreMatching(references=references), model.reference)
     levels = NoiseLevels(0.02, 8.0, -0.7, 1.2)
-    steps = _steps(model, x, loss, levels, recipe, Average(model, recipe.ema), g)
+    steps = loop._steps(model, x, loss, levels, recipe, Average(model, recipe.ema), g)
     return lambda: next(steps)
 
 
@@ -98,20 +113,47 @@ def measured(contenders: list[Step]) -> list[float]:
     return [statistics.median(seen) for seen in times]
 
 
+def shares(step: Step) -> list[str]:
+    """The share of each of PARTS in a step, and of the rest, in percent."""
+    spent: Counter[str] = Counter()
+
+    def timed(name: str, f: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            start = time.process_time()
+            out = f(*args, **options)
+            spent[name] += time.process_time() - start
+            return out
+
+        return call
+
+    with ExitStack() as patches:
+        for name, places in PARTS.items():
+            for owner, attribute in places:
+                patches.enter_context(patch.object(owner, attribute, timed(name, getattr(owner, attribute))))
+        start = time.process_time()
+        for _ in range(ROUNDS * N_STEPS):
+            step()
+        total = time.process_time() - start
+    each = [spent[name] / total for name in PARTS]
+    return [f"{100 * share:.0f}" for share in (*each, 1 - sum(each))]
+
+
 def main() -> None:
-    """Time all sizes and write the table."""
+    """Time all sizes and write the tables."""
     torch.set_num_threads(1)
-    out = []
+    out, parts = [], []
     for d, kind in [(2, "normal"), (13, "normal"), (43, "normal"), (43, "pixels"), (256, "pixels"), (784, "pixels")]:
         x, b = rows(d, kind), 512 if d < FEW_COORDINATES else 256
         marginal, gaussian = MarginalReference.of_data(x), GaussianReference.of_data(x, fade=1.0)
-        loops = [bare(x, b), ours(x, b, gaussian, 1), ours(x, b, marginal, 1), ours(x, b, marginal, _REFERENCES)]
-        ms = measured(loops)
-        ratios = [f"{a / c:.2f}" for a, c in ((ms[1], ms[0]), (ms[3], ms[0]), (ms[2], ms[1]))]
+        default = ours(x, b, marginal, loop.references(x, b))
+        ms = measured([bare(x, b), ours(x, b, gaussian, 1), ours(x, b, marginal, 1), default])
+        parts.append([d, kind, *shares(default)])
+        ratios = [f"{a / c:.2f}" for a, c in ((ms[1], ms[0]), (ms[3], ms[0]), (ms[2], ms[1]), (ms[3], ms[1]))]
         out.append([d, kind, b, *(f"{t:.1f}" for t in ms), *ratios])
     header = ["columns", "kind", "rows a step", "bare, ms", "(a) Gaussian, plain target", "marginals, plain target"]
-    header += ["(b) marginals, stable target", "(a) / bare", "(b) / bare", "marginals / Gaussian"]
-    text = f"{__doc__}\nMedians of {ROUNDS} rounds of {N_STEPS} steps.\n\n{table(header, out)}"
+    header += ["(b) marginals, stable target", "(a) / bare", "(b) / bare", "marginals / Gaussian", "(b) / (a)"]
+    text = f"{__doc__}\nMedians of {ROUNDS} rounds of {N_STEPS} steps.\n\n{table(header, out)}\n\n"
+    text += f"Percent of a step:\n\n{table(['columns', 'kind', *PARTS, 'rest'], parts)}"
     write("step", "A step of training beside the bare loop", "python benchmarks/step.py", text)
 
 

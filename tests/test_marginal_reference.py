@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -207,3 +208,43 @@ def test_a_projection_leaves_out_what_does_not_vary_be_it_columns_or_directions(
     seen = reference.project(v)
     torch.testing.assert_close(seen[:, 1, 1], slope * seen[:, 0, 0], rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(seen.flatten(1) @ reference.eigenvectors, v.flatten(1) @ reference.eigenvectors)
+
+
+def wide_reference(d: int, dtype: torch.dtype, g: torch.Generator) -> MarginalReference:
+    """Eight atoms a coordinate, and eigenvalues over eight decades."""
+    v = torch.linalg.qr(torch.randn(d, d, generator=g, dtype=torch.float64)).Q
+    gaussian = GaussianReference(torch.zeros(d, dtype=torch.float64), torch.logspace(-6, 2, d, dtype=torch.float64), v)
+    scale = (v**2 @ gaussian.eigenvalues).sqrt()[:, None]
+    atoms = scale * torch.linspace(-1.5, 1.5, 8, dtype=torch.float64)
+    return MarginalReference(gaussian, Marginals(atoms, torch.zeros_like(atoms), torch.zeros_like(atoms))).to(dtype)
+
+
+def test_knots_sum_over_many_eigenvalues_as_these_do(g):
+    reference = wide_reference(600, torch.float32, g)
+    lam, v = reference.gaussian.eigenvalues, reference.gaussian.eigenvectors
+    knots, shares, prior, _ = (u.double() for u in marginal._spectrum(lam, v))
+    assert len(knots) < 150
+    assert torch.equal(marginal._spectrum(lam.double(), v.double())[0], lam.double())
+    s2 = torch.logspace(-9, 5, 60, dtype=torch.float64)
+    plain = (lam.double() * s2[:, None] / (lam.double() + s2[:, None])) @ v.double().square().T
+    quick = (knots * s2[:, None] / (knots + s2[:, None])) @ (shares * prior).T
+    assert ((quick - plain) / plain).abs().max() < 1e-6  # ten roundings of float32
+
+
+@pytest.mark.parametrize("sigma", [0.001, 0.1, 10.0, 1000.0])
+def test_many_coordinates_in_float32_are_those_in_float64(sigma, g):
+    reference, kernel = wide_reference(600, torch.float32, g), Gaussian(sigma)
+    x_t = reference.gaussian.sample_noisy(20, kernel, generator=g)
+    want = copy.deepcopy(reference).double().denoise(x_t.double(), kernel)
+    assert (reference.denoise(x_t, kernel) - want).norm() < 2e-5 * want.norm()
+
+
+def test_what_follows_from_buffers_follows_when_they_change(g):
+    x_t, kernel = torch.randn(5, 3, generator=g), Gaussian(torch.tensor([0.1, 0.3, 1.0, 3.0, 9.0]))
+    one, other = (MarginalReference.of_data(torch.randn(50, 3, generator=g).exp()) for _ in range(2))
+    before, want = one.score(x_t, kernel), other.score(x_t, kernel)
+    copied = copy.deepcopy(one)
+    one.load_state_dict(other.state_dict())  # in place
+    assert torch.equal(one.score(x_t, kernel), want)
+    assert torch.equal(copied.score(x_t, kernel), before)
+    assert torch.equal(pickle.loads(pickle.dumps(one)).double().float().score(x_t, kernel), want)

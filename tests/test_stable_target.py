@@ -123,10 +123,11 @@ def test_with_the_whole_data_set_it_is_the_empirical_score(sigma: float, offset:
 
 @pytest.mark.parametrize("offset", [0.0, 10.0])
 @pytest.mark.parametrize("sigma", [0.01, 0.1, 1.0, 30.0])
-def test_in_float32_digits_are_kept(sigma: float, offset: float) -> None:
+@pytest.mark.parametrize("alpha", [1.0, torch.linspace(0.3, 1.5, 300)], ids=["one", "many"])
+def test_in_float32_digits_are_kept(sigma: float, offset: float, alpha: float | torch.Tensor) -> None:
     """The error is that of rounding x_t and x, some units in the last place of x over sigma², as without references."""
     data = (rows(300, 30) + offset).float()
-    kernel = Gaussian(sigma)
+    kernel = Gaussian(sigma, alpha)
     x_t = kernel.sample(data, generator=torch.Generator().manual_seed(0))
     want = posterior_score(x_t.double(), kernel, data.double())
     error = (posterior_score(x_t, kernel, data) - want).abs().max().item()

@@ -182,8 +182,9 @@ def as_level(value: object, name: str, *, positive: bool = True) -> Tensor:
         level = level.to(torch.get_default_dtype())
     if level.ndim > 1 or level.numel() == 0:
         raise InputError(f"{name}: got shape {tuple(level.shape)}, want a number or one number a row, (B,)")
-    bad = ~torch.isfinite(level) | (level <= 0 if positive else level < 0)
-    if bool(bad.any()):
+    good = (level < torch.inf) & (level > 0 if positive else level >= 0)
+    if not bool(good.all()):
+        bad = ~good
         first = level.reshape(-1)[bad.reshape(-1)][0].item()
         without_noise = first == 0 and ("sigma" in name or name in ("levels", "grid"))
         want = f"a finite number {'> 0' if positive else '>= 0'}" + (_AT_ZERO if without_noise else "")

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from gradlogp._shapes import Batch, InputError, Rows, as_batch, as_count, dot, per_row, same_event
-from gradlogp.kernels import GaussianForm, Kernel
+from gradlogp.kernels import Gaussian, GaussianForm, Kernel
 from gradlogp.models.base import Reference, columns, gaussian_form, tweedie
+from gradlogp.models.derived import Derived
 
 _LARGE = 1e30
 NULL_TOLERANCE = 1e-10  # an eigenvalue below this share of the largest is a direction in which the data do not vary
@@ -59,6 +60,11 @@ class GaussianReference(Reference):
         self.register_buffer("eigenvalues", eigenvalues)
         self.register_buffer("eigenvectors", eigenvectors)
         self.fade = fade
+        self._coordinates = Derived(_varying_coordinates)
+
+    def own_number(self) -> Tensor:
+        """The mean."""
+        return self.mean
 
     @classmethod
     def of_data(cls, x: Batch, fade: float = 0.0) -> GaussianReference:
@@ -114,8 +120,7 @@ class GaussianReference(Reference):
         """The part of v in the directions in which the data vary."""
         if self.eigenvalues.numel() == self.mean.numel():
             return v
-        varies = self.eigenvectors.square().sum(1) > torch.finfo(self.eigenvectors.dtype).eps ** 2
-        if int(varies.sum()) == self.eigenvalues.numel():  # what does not vary are coordinates
+        if (varies := self._coordinates(self.eigenvectors)) is not None:
             return (v.flatten(1) * varies.to(v)).reshape(v.shape)
         return ((v.flatten(1) @ self.eigenvectors) @ self.eigenvectors.T).reshape(v.shape)
 
@@ -161,9 +166,10 @@ class GaussianReference(Reference):
     def centred(self, x_t: Batch, kernel: Kernel) -> Batch:
         """x_t − alpha·μ − shift, the shift being the mean of Gaussian noise."""
         same_event(x_t, self.event_shape, "x_t")
-        form = kernel.gaussian_form(self.event_shape)
         r: Tensor = x_t - per_row(kernel.alpha, x_t) * self.mean
-        return r if form is None else r - form.shift.to(x_t)
+        if type(kernel) is Gaussian or (form := kernel.gaussian_form(self.event_shape)) is None:
+            return r
+        return r - form.shift.to(x_t)
 
     def sample_noisy(self, n: int, kernel: Kernel, *, generator: torch.Generator | None = None) -> Batch:
         """Draws from N(alpha·μ, alpha²Σ + sigma² I), the Gaussian seen through isotropic noise."""
@@ -207,6 +213,12 @@ class GaussianReference(Reference):
             return own
         w = self._weight(*columns(kernel, r))
         return w * own + (1 - w) * precision_times_r(self.data_scale**2)
+
+
+def _varying_coordinates(eigenvectors: Tensor) -> Tensor | None:
+    """Which coordinates vary, ``(D,)``, where the data vary in all directions of these; None where they do not."""
+    varies = eigenvectors.square().sum(1) > torch.finfo(eigenvectors.dtype).eps ** 2
+    return varies if int(varies.sum()) == eigenvectors.shape[1] else None
 
 
 def symmetric_part(covariance: Tensor, name: str) -> Tensor:

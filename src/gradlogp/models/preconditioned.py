@@ -64,7 +64,7 @@ class OnReference(ScoreModel):
 
     def own_number(self) -> Tensor | None:
         """One of the network's, else of the reference's: the gate is no measure of either."""
-        return next((v for v in self.parameters() if v.is_floating_point()), self.skip.own_number())
+        return next((v for v in self.network.parameters() if v.is_floating_point()), self.skip.own_number())
 
     @abstractmethod
     def learnt(self, z: Batch, c_noise: Rows) -> Batch:
@@ -85,7 +85,7 @@ class OnReference(ScoreModel):
         alpha, sigma = per_row(kernel.alpha, x_t), per_row(kernel.sigma, x_t)
         c_in = self._c_in(alpha, sigma)
         factor = alpha * self.skip.data_scale * c_in / sigma
-        own = self.skip.score(x_t, kernel) + factor * self._residual(x_t, kernel, c_in)
+        own = self.skip.score(x_t, kernel) + self._residual(x_t, kernel, c_in, factor)
         return self._stacked(own, lambda part: part.score(x_t, kernel), x_t, kernel)
 
     def denoise(self, x_t: Batch, kernel: Kernel) -> Batch:
@@ -125,15 +125,15 @@ class OnReference(ScoreModel):
         """c_out P F, what is learnt of the denoiser under isotropic Gaussian noise."""
         sigma = per_row(kernel.sigma, x_t)
         c_in = self._c_in(per_row(kernel.alpha, x_t), sigma)
-        return (sigma * self.skip.data_scale * c_in) * self._residual(x_t, kernel, c_in)
+        return self._residual(x_t, kernel, c_in, sigma * self.skip.data_scale * c_in)
 
     def _c_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         return 1 / torch.sqrt((alpha * self.skip.data_scale) ** 2 + sigma**2)
 
-    def _residual(self, x_t: Batch, kernel: Kernel, c_in: Tensor) -> Batch:
-        """P F(c_in · P(x_t − alpha·μ − shift), c_noise), times the gate."""
+    def _residual(self, x_t: Batch, kernel: Kernel, c_in: Tensor, factor: Tensor) -> Batch:
+        """P F(c_in · P(x_t − alpha·μ − shift), c_noise), times the gate and a factor of each row's."""
         z, c_noise, gate = self._inside(x_t, kernel, c_in)
-        return self.skip.project(self.learnt(z, c_noise)) * per_row(gate, x_t)
+        return self.skip.project(self.learnt(z, c_noise)) * (factor * per_row(gate, x_t))
 
     def _inside(self, x_t: Batch, kernel: Kernel, c_in: Tensor) -> tuple[Batch, Rows, Rows]:
         """What F is shown, z and c_noise, and what it is multiplied by."""

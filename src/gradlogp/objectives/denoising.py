@@ -87,12 +87,12 @@ class DenoisingScoreMatching:
         if m == 1:
             return kernel.score(x_t, sources)
         n = len(x) // m * m
-        cut = n * (len(x_t) // len(x))
-        rows = torch.arange(len(x_t), device=x_t.device).tensor_split((cut,))
-        parts = [posterior_score(x_t[rows[0]], kernel.rows(rows[0]), x[:n].reshape(-1, m, *x.shape[1:]))]
-        if n < len(x):
-            parts.append(posterior_score(x_t[rows[1]], kernel.rows(rows[1]), x[n:]))
-        return torch.cat(parts)
+        groups = x[:n].reshape(-1, m, *x.shape[1:])
+        if n == len(x):
+            return posterior_score(x_t, kernel, groups)
+        rows = torch.arange(len(x_t), device=x_t.device).tensor_split((n * (len(x_t) // len(x)),))
+        parts = zip(rows, (groups, x[n:]), strict=True)
+        return torch.cat([posterior_score(x_t[i], kernel.rows(i), references) for i, references in parts])
 
 
 class _Known:

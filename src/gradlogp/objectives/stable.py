@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Batch, Level, event_size, per_row, squared_norm
+from gradlogp._shapes import Batch, event_size, per_row, squared_norm
 from gradlogp.kernels import Gaussian, Kernel
 
 _WORKSPACE = 2**22  # numbers that a chunk may spread over
@@ -31,11 +31,14 @@ def posterior_score(x_t: Batch, kernel: Kernel, references: Tensor, sources: Ten
     Reference: Xu, Tong and Jaakkola (2023), "Stable target field for reduced variance score estimation", equation 4.
     """
     event = tuple(x_t.shape[1:])
-    groups = references if references.ndim == x_t.ndim + 1 else references[None]
+    groups = (references if references.ndim == x_t.ndim + 1 else references[None]).to(x_t)
+    numbers = 1 if isinstance(kernel, Gaussian) else event_size(event)
     with torch.no_grad():
+        if len(x_t) * groups.shape[1] * numbers <= _WORKSPACE:
+            return _average(x_t, kernel, groups, sources)
         parts = [
-            _average(x_t[rows], kernel.rows(rows), groups[some].to(x_t), None if sources is None else sources[rows])
-            for some, rows in _chunks(len(x_t), groups, 1 if isinstance(kernel, Gaussian) else event_size(event))
+            _average(x_t[rows], kernel.rows(rows), groups[some], None if sources is None else sources[rows])
+            for some, rows in _chunks(len(x_t), groups, numbers)
         ]
         return torch.cat(parts)
 
@@ -47,35 +50,32 @@ def posterior_weights(x_t: Batch, kernel: Gaussian, points: Tensor, sources: Ten
     squared in float64; for a batch of fewer digits their squares are expanded in float64, as a product of matrices.
     """
     g = len(points)
-    a, alpha, sigma = (v.flatten(1).double().reshape(g, -1, v[0].numel()) for v in _with_levels(x_t, kernel))
-    b = points.flatten(2).double()
-    logits = _squared_distances(a, alpha, b, exact=x_t.dtype == torch.float64)
+    alpha, sigma = (v.to(x_t.device).double().reshape(g if v.ndim else 1, -1, 1) for v in (kernel.alpha, kernel.sigma))
+    logits = _log_densities(x_t.flatten(1).unflatten(0, (g, -1)), alpha, sigma, points.flatten(2))
     if sources is not None:
         own = squared_norm(x_t.double() - per_row(kernel.alpha.double(), x_t.double()) * sources.double())
-        logits = torch.cat([logits, own.reshape(g, -1, 1)], dim=2)
-    logits = logits / (-2 * sigma**2)
-    return torch.softmax((logits - logits.amax(2, keepdim=True)).to(x_t.dtype), dim=2)
+        logits = torch.cat([logits, own.reshape(g, -1, 1) / (-2 * sigma**2)], dim=2)
+    logits = (logits - logits.amax(2, keepdim=True)).to(x_t.dtype)
+    return torch.softmax(logits.clamp_min_(-60), dim=2)  # processors are slow where float32 all but underflows
 
 
-def _with_levels(x_t: Batch, kernel: Kernel) -> tuple[Tensor, Tensor, Tensor]:
-    """x_t, and alpha and sigma as ``(B, 1)``."""
-
-    def column(level: Level) -> Tensor:
-        return level.to(x_t.device).expand(len(x_t)).reshape(-1, 1)
-
-    return x_t, column(kernel.alpha), column(kernel.sigma)
-
-
-def _squared_distances(a: Tensor, alpha: Tensor, b: Tensor, *, exact: bool) -> Tensor:
-    """‖a_i − alpha_i b_j‖² in each group, ``(G, Q, D), (G, Q, 1), (G, M, D) -> (G, Q, M)``."""
-    if exact:
+def _log_densities(a: Tensor, alpha: Tensor, sigma: Tensor, b: Tensor) -> Tensor:
+    """−‖a_i − alpha_i b_j‖²/(2 sigma_i²) in each group, ``(G, Q, D), (G, Q, 1) twice, (G, M, D) -> (G, Q, M)``."""
+    scale = -0.5 / sigma**2
+    if a.dtype == torch.float64:
         safe = torch.where(alpha > 0, alpha, 1.0)  # at alpha = 0 all references are equally likely
-        return alpha**2 * torch.cdist(a / safe, b, compute_mode="donot_use_mm_for_euclid_dist") ** 2
+        squares = torch.cdist(a / safe, b, compute_mode="donot_use_mm_for_euclid_dist") ** 2
+        return (scale * alpha**2) * squares
+    a, b = a.double(), b.double()
     centre = b.mean((0, 1))
     a, b = a - alpha * centre, b - centre
-    return a.square().sum(2, keepdim=True) + alpha * torch.baddbmm(
-        (b.square().sum(2)[:, None] * alpha), a, b.mT, alpha=-2
-    )
+    start = torch.addcmul(scale * _squares(a), scale * alpha**2, _squares(b).mT)
+    return torch.baddbmm(start, a * (-2 * scale * alpha), b.mT)
+
+
+def _squares(v: Tensor) -> Tensor:
+    """‖v‖² over the last dimension, which is kept."""
+    return v.square().sum(-1, keepdim=True)
 
 
 def _gaussian_average(x_t: Batch, kernel: Gaussian, points: Tensor, sources: Tensor | None) -> Tensor:

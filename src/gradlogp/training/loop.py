@@ -24,6 +24,7 @@ from gradlogp.training.recipe import Goal, Recipe
 from gradlogp.training.records import Record, in_vain
 
 _REFERENCES = 128  # of the stable target, at most: with more, held-out losses are no better and a step takes longer
+_MANY = 512  # coordinates, from which it is half as many: rows are then far apart, and distances take long
 _FASTER = 10  # learning rate of what a weight learns, over that of the network: it has a few values only
 
 
@@ -59,7 +60,7 @@ def train(
             has both: ``levels=goal.levels, recipe=Recipe(weight=goal.weight)``.
         recipe: how to train, and what each level counts.
         objective: loss of a row; by default :class:`~gradlogp.objectives.DenoisingScoreMatching` with the batch as
-            references (128 of its rows at a time), whose target has less noise: ``benchmarks/stable_target.py``.
+            references (128 of its rows at a time, or 64), whose target has less noise: ``benchmarks/stable_target.py``.
         average: the running average of the weights, for a caller that wants to see it between records.
         parts: models that will be stacked on this one, by :func:`gradlogp.training.calibrate`: looks are of the stack,
             so that a step is kept, and training goes on, only for what they do not know.
@@ -71,9 +72,7 @@ def train(
             a noise that is no scale family; a network that gives no finite rows like its input, or no gradient.
     """
     recipe, (x, held_out) = Recipe() if recipe is None else recipe, _checked(model, x, held_out, levels)
-    objective = (
-        DenoisingScoreMatching(references=min(recipe.batch_size, _REFERENCES)) if objective is None else objective
-    )
+    objective = DenoisingScoreMatching(references=references(x, recipe.batch_size)) if objective is None else objective
     reference = GaussianReference.of_data(x) if model.reference is None else model.reference
     loss = WeightedLoss(objective, reference, model.noise, recipe.weight)
     seed = int(
@@ -107,6 +106,11 @@ def train(
     finally:
         model.load_state_dict(best_weights)
         model.eval()
+
+
+def references(x: Batch, batch_size: int) -> int:
+    """How many rows of a batch are the references of each other's stable targets, by default."""
+    return min(batch_size, _REFERENCES if x[0].numel() < _MANY else _REFERENCES // 2)
 
 
 def _checked(model: ScoreModel, x: Batch, held_out: Tensor, levels: object) -> tuple[Tensor, Tensor]:
