@@ -23,6 +23,7 @@ import polars as pl
 import pytest
 import scipy.sparse
 import torch
+from gradlogp._progress import Bar, Phases
 from jaxtyping import config as jaxtyping_config
 from sklearn.exceptions import NotFittedError
 from tampering import edit_config, seal
@@ -40,7 +41,6 @@ from gradlogp import (
     samplers,
     training,
 )
-from gradlogp.audit.bar import Bar
 from gradlogp.cli import main
 from gradlogp.cli.mistakes import mistake
 from gradlogp.estimators.parameters import check_parameters, generator_from
@@ -732,7 +732,7 @@ def test_a_bare_command_shows_its_help_too(home, capsys, line, usage, lacks):
 @pytest.mark.parametrize("make", [lambda: torch.empty(10**15), lambda: np.empty(10**15), lambda: bytearray(10**15)])
 def test_no_memory_left(home, capsys, monkeypatch, make):
     """numpy's and Python's MemoryError, and torch's RuntimeError."""
-    monkeypatch.setattr(ScoreDensity, "sample", lambda *args, **more: make())
+    monkeypatch.setattr(DensityEstimator, "sample", lambda *args, **more: make())
     refused(capsys, home, ["sample", "model", "-n", "2", "--out", "s.csv"], "memory: got a request", "want smaller")
 
 
@@ -752,7 +752,7 @@ def test_the_destination_is_checked_before_training(home, capsys, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("trained")
 
-    monkeypatch.setattr(ScoreDensity, "fit_steps", never)
+    monkeypatch.setattr(DensityEstimator, "fit_steps", never)
     (home / "other").mkdir()
     (home / "other" / "thesis.tex").write_text("mine")
     for out in ("other", "good.csv", "no/new", "."):

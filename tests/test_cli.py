@@ -23,7 +23,7 @@ from tampering import edit_config
 from gradlogp import ScoreDensity, __version__
 from gradlogp.cli import main
 from gradlogp.cli.arguments import parse, parser
-from gradlogp.cli.words import _in_short, load_chosen
+from gradlogp.cli.words import load_chosen
 from gradlogp.data import load_file
 from gradlogp.training import Record
 

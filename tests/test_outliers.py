@@ -11,7 +11,7 @@ import torch
 from scipy.stats import norm
 
 from gradlogp import InputError, ScoreDensity
-from gradlogp.cli.words import measured
+from gradlogp.estimators.summary import measured
 from gradlogp.estimators import outliers
 from gradlogp.estimators.outliers import NoThresholdError, Unseen
 

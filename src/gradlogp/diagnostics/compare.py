@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import norm
-from scipy.stats import t as student_t
+from scipy.special import ndtr, stdtrit
 from torch import Tensor
 
 from gradlogp._shapes import Batch, as_batch, as_count, squared_norm
@@ -63,7 +62,7 @@ class Comparison:
         Sure is what happens by chance as often as a normal number of 4 or more, by Student's t with one degree of
         freedom less than there are blocks: 5.1 standard errors with 20 blocks.
         """
-        if abs(self.total.z) <= student_t.isf(norm.sf(Z_THRESHOLD), self.n_blocks - 1):
+        if abs(self.total.z) <= -stdtrit(self.n_blocks - 1, ndtr(-Z_THRESHOLD)):
             return None
         return "A" if self.total.value < 0 else "B"
 

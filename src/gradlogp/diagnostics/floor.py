@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from scipy.integrate import cubature
 
 from gradlogp._shapes import InputError, as_count, squared_norm
 from gradlogp.diagnostics.estimates import Estimate
@@ -128,6 +127,8 @@ def _limits(oracle: Oracle, kernel: Kernel) -> tuple[np.ndarray, np.ndarray, lis
 def _integral(
     f: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.ndarray, points: list[np.ndarray]
 ) -> tuple[float, float]:
+    from scipy.integrate import cubature  # slow to import
+
     found = cubature(f, low, high, rtol=_RTOL, atol=0.0, points=points or None, max_subdivisions=_MAX_SUBDIVISIONS)
     return float(found.estimate), float(found.error)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
 
 from gradlogp._shapes import MOST, InputError, as_count, as_positive, require_memory, short
 from gradlogp.networks import MOST_BLOCKS
@@ -29,7 +28,7 @@ _MAY_BE_NONE = ("width", "batch_size", "sigma_min", "sigma_max", "max_seconds")
 _BYTES, _COPIES, _PER_BLOCK = 4, 6, 8  # of a number; of the weights in training; of the units that a block keeps
 
 
-def check_parameters(estimator: BaseEstimator) -> None:
+def check_parameters(estimator: DensityEstimator) -> None:
     """Refuse a constructor argument that cannot be used."""
     values: dict[str, Any] = estimator.get_params(deep=False)
     given = {name: value for name, value in values.items() if value is not None or name not in _MAY_BE_NONE}

@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from gradlogp._shapes import Batch, InputError, Rows, as_batch, as_count, as_number, dot, squared_norm
