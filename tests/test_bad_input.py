@@ -23,7 +23,6 @@ import polars as pl
 import pytest
 import scipy.sparse
 import torch
-from gradlogp._progress import Bar, Phases
 from jaxtyping import config as jaxtyping_config
 from sklearn.exceptions import NotFittedError
 from tampering import edit_config, seal
@@ -41,8 +40,10 @@ from gradlogp import (
     samplers,
     training,
 )
+from gradlogp._progress import Bar
 from gradlogp.cli import main
 from gradlogp.cli.mistakes import mistake
+from gradlogp.estimators import DensityEstimator
 from gradlogp.estimators.parameters import check_parameters, generator_from
 
 QUICK = {"n_steps": 2, "width": 4, "depth": 1, "device": "cpu", "random_state": 0, "verbose": False}
@@ -479,11 +480,12 @@ def digest(folder: Path) -> dict[str, str]:
 
 
 def refused(capsys, home: Path, argv: list[str], *words: str) -> str:
-    """Exit code 2, one line on stderr, which is returned, none on stdout, and every file as it was."""
+    """Exit code 2, one line on stderr after those of phases, none on stdout, and every file as it was."""
     before = digest(home)
     capsys.readouterr()
     code = main(argv)
     out, err = capsys.readouterr()
+    err = re.sub(r"(?m)^(fit|sample): [a-z -]+\n", "", err)
     assert code == 2, err
     assert out == ""
     assert err.startswith("gradlogp: error: ")

@@ -70,7 +70,7 @@ class Phases:
         self._name, self._since = "", now
 
     def _terminal(self) -> bool:
-        return self._shown and sys.stderr.isatty()
+        return self._shown and not sys.stderr.closed and sys.stderr.isatty()
 
     def _write(self, text: str) -> None:
         if self._shown:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -42,6 +42,9 @@ FEW_ROWS_AT_A_TIME = 64  # where a row takes long
 CHECK_DRAWS = 128, 1024  # of the self-check before training; a broken loss is tens of standard errors off
 ORDER_ROWS = 10**5  # whose order is looked at
 CHECK_NUMBERS = 2**15  # fewer draws of many coordinates
+
+
+E = TypeVar("E", bound="DensityEstimator")
 
 
 class DensityEstimator:
@@ -155,13 +158,13 @@ class DensityEstimator:
         names = list(inspect.signature(DensityEstimator.__init__).parameters)[1:]
         return {name: getattr(self, name) for name in names}
 
-    def set_params(self, **params: Any) -> Self:
+    def set_params(self: E, **params: Any) -> E:
         """Set parameters by name, as in scikit-learn."""
         for name, value in params.items():
             setattr(self, name, value)
         return self
 
-    def fit(self, X: Any, y: Any = None, *, groups: Any = None) -> Self:  # noqa: ARG002
+    def fit(self: E, X: Any, y: Any = None, *, groups: Any = None) -> E:  # noqa: ARG002
         """Learn the score of the rows of X.
 
         Stopped by Ctrl-C it raises ``KeyboardInterrupt``; once training has begun the estimator is fitted all the same,
@@ -717,7 +720,7 @@ class DensityEstimator:
             checkpoints.save(path, *saved.parts_of(self))
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls: type[E], path: str | Path) -> E:
         """Read a saved model. Nothing is unpickled.
 
         Raises:
