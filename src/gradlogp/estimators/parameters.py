@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ import torch
 from gradlogp._shapes import MOST, InputError, as_count, as_positive, require_memory, short
 from gradlogp.networks import MOST_BLOCKS
 from gradlogp.samplers.starts import MOST_STEPS
+
+if TYPE_CHECKING:
+    from gradlogp.estimators.density import DensityEstimator
 
 MOST_THREADS = 1024
 # whole numbers >= 1, and the largest; memory may say less

@@ -243,6 +243,9 @@ def _linked(x: Tensor, distance: float) -> Tensor:
         for i in [(_distances(part, one) <= distance).nonzero(as_tuple=True)]
     ]
     i, j = torch.cat(near, 1).cpu().numpy()
+    from scipy.sparse import coo_array  # slow to import
+    from scipy.sparse.csgraph import connected_components
+
     _, component = connected_components(coo_array((i >= 0, (i, j)), shape=(n, n)), directed=False)
     return torch.as_tensor(component, dtype=torch.long, device=x.device)[cell]
 
