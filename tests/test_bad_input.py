@@ -466,7 +466,16 @@ def test_saved_models(home, kind, capsys):
     make(home / "model")
     text = message(ScoreDensity.load, home / "model")
     says(text, str(home / "model"), *words)
-    refused(capsys, home, ["info", "model"], *words)
+    refused(capsys, home, ["sample", "model", "-n", "2", "--out", "s.csv"], *words)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_info_reads_no_flipped_bit(home, file, capsys):
+    """It reads lines of the configuration only, once the hashes of both files are right."""
+    content = bytearray((home / "model" / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (home / "model" / file).write_bytes(content)
+    refused(capsys, home, ["info", "model"], file, "want")
 
 
 # -- the command line

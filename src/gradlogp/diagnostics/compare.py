@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy  # whose parts are imported when first used
 import torch
-from scipy.special import ndtr, stdtrit
 from torch import Tensor
 
 from gradlogp._shapes import Batch, as_batch, as_count, squared_norm
@@ -62,7 +62,7 @@ class Comparison:
         Sure is what happens by chance as often as a normal number of 4 or more, by Student's t with one degree of
         freedom less than there are blocks: 5.1 standard errors with 20 blocks.
         """
-        if abs(self.total.z) <= -stdtrit(self.n_blocks - 1, ndtr(-Z_THRESHOLD)):
+        if abs(self.total.z) <= -scipy.special.stdtrit(self.n_blocks - 1, scipy.special.ndtr(-Z_THRESHOLD)):
             return None
         return "A" if self.total.value < 0 else "B"
 

@@ -39,9 +39,9 @@ def check_parameters(estimator: DensityEstimator) -> None:
         as_count(given[name] if isinstance(given[name], int | np.integer) else None, name, most=_COUNTS[name])
     for name in ("sigma_min", "sigma_max", "learning_rate", "max_seconds"):
         if name in given:
-            value = as_positive(given[name], name)
-            if name.startswith("sigma") and not SIGMAS[0] <= value <= SIGMAS[1]:
-                raise InputError(f"{name}: got {value:g}, want {SIGMAS[0]:g} to {SIGMAS[1]:g}, as float32 allows")
+            size = as_positive(given[name], name)
+            if name.startswith("sigma") and not SIGMAS[0] <= size <= SIGMAS[1]:
+                raise InputError(f"{name}: got {size:g}, want {SIGMAS[0]:g} to {SIGMAS[1]:g}, as float32 allows")
     _check_threads(estimator.n_jobs)
     for name, value in (("validation_fraction", estimator.validation_fraction), ("dropout", estimator.dropout)):
         if value is not None and not (_is_number(value) and 0 <= value < 1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import scipy  # whose parts are imported when first used
 import torch
 from torch import Tensor
 
@@ -243,10 +244,8 @@ def _linked(x: Tensor, distance: float) -> Tensor:
         for i in [(_distances(part, one) <= distance).nonzero(as_tuple=True)]
     ]
     i, j = torch.cat(near, 1).cpu().numpy()
-    from scipy.sparse import coo_array  # slow to import
-    from scipy.sparse.csgraph import connected_components
-
-    _, component = connected_components(coo_array((i >= 0, (i, j)), shape=(n, n)), directed=False)
+    pairs = scipy.sparse.coo_array((i >= 0, (i, j)), shape=(n, n))
+    _, component = scipy.sparse.csgraph.connected_components(pairs, directed=False)
     return torch.as_tensor(component, dtype=torch.long, device=x.device)[cell]
 
 
