@@ -185,14 +185,13 @@ def test_the_shares_of_phases(monkeypatch, capsys, terminal):
     clock = iter([0.0, 0.0, 2.0, 7.0, 8.0, 8.001])
     monkeypatch.setattr("gradlogp._progress.time.perf_counter", lambda: next(clock))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
-    phases = Phases("fit", shown=True)
-    for name in ("reading", "training", "training", "reading", "x"):
-        phases(name)
-    phases.end()
+    with Phases("fit", shown=True) as phases:
+        for name in ("reading", "training", "training", "reading", "x"):
+            phases(name)
     err = capsys.readouterr().err
     last = "fit 8.0 s: reading 37 %, training 62 %\n"
     if terminal:  # each name in the place of the one before, and none left
-        assert err == "\rfit: reading\rfit: training\rfit: reading \rfit: x      \r      \r" + last
+        assert err == "fit: reading\rfit: training\rfit: reading \rfit: x      \r      \r" + last
     else:
         assert err == "fit: reading\nfit: training\nfit: reading\nfit: x\n" + last
 
@@ -201,9 +200,15 @@ def test_a_closed_terminal_ends_no_phase(monkeypatch):
     stream = io.StringIO()
     stream.close()
     monkeypatch.setattr(sys, "stderr", stream)
-    phases = Phases("fit", shown=True)
-    phases("reading")
-    phases.end()
+    with Phases("fit", shown=True) as phases:
+        phases("reading")
+
+
+def test_a_mistake_stands_on_a_line_of_its_own(home, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["fit", str(home / "nowhere.csv"), "--out", str(home / "new")]) == 2
+    err = capsys.readouterr().err
+    assert re.fullmatch(r"fit: starting\rfit: reading \r +\rgradlogp: error: [^\r\n]*nowhere[^\r\n]*\n", err)
 
 
 def test_fit_compares_with_the_model_before_training(home, tmp_path, capsys):

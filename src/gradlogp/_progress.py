@@ -20,7 +20,7 @@ class Bar(tqdm):  # type: ignore[misc]
 
 
 class Phases:
-    """Name each phase of a call as it starts, and tell their shares of its time at the end.
+    """A context that names each phase of a call as it starts, and tells their shares of its time at the end.
 
     On a terminal a name stays until the next one replaces it; elsewhere each is a plain line. What cannot be written is
     left out: a closed terminal must not end the call.
@@ -43,25 +43,25 @@ class Phases:
         self._name = name
         text = f"{self.what}: {name}"
         if self._terminal():
-            self._write("\r" + text.ljust(self._width))
+            self._write(text.ljust(self._width) + "\r")  # what is printed next replaces it
             self._width = len(text)
         else:
             self._write(text + "\n")
 
-    def end(self) -> None:
-        """End the last phase, and tell the shares in one line."""
+    def __enter__(self) -> Phases:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End the last phase, and tell the shares in one line unless the call failed."""
         self._stop()
-        self.clear()
+        if self._width and self._terminal():
+            self._write(" " * self._width + "\r")
+        if kind is not None:
+            return
         total = sum(self.seconds.values())
         shares = [f"{name} {100 * s / total:.0f} %" for name, s in self.seconds.items() if s >= LEAST * total]
         if total >= SHORT:
             self._write(f"{self.what} {total:.1f} s: {', '.join(shares)}\n")
-
-    def clear(self) -> None:
-        """Take a name from the terminal."""
-        if self._width and self._terminal():
-            self._write("\r" + " " * self._width + "\r")
-        self._width = 0
 
     def _stop(self) -> None:
         now = time.perf_counter()

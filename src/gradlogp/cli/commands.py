@@ -44,27 +44,25 @@ def fit(args: argparse.Namespace) -> None:
     from gradlogp._progress import Phases
     from gradlogp.checkpoints import check_destination
 
-    phases = Phases("fit", not args.quiet)
     check_destination(args.out)
-    phases("starting")
-    from gradlogp.estimators import MIN_ROWS, DensityEstimator
-    from gradlogp.estimators.summary import measured, width
+    with Phases("fit", not args.quiet) as phases:
+        phases("starting")
+        from gradlogp.estimators import MIN_ROWS, DensityEstimator
+        from gradlogp.estimators.summary import measured, width
 
-    phases("reading")
-    table = load_chosen(args, MIN_ROWS)
-    given = {name: getattr(args, option[2:].replace("-", "_")) for option, name in OPTIONS.items()}
-    model = DensityEstimator(verbose=not args.quiet, **{k: v for k, v in given.items() if v is not None})
-    model._phases = phases
-    try:
-        with closing(model.fit_steps(table, groups=load_groups(args))) as steps:
-            for _ in told(steps, args.quiet or sys.stderr.isatty()):
-                pass
-        model.save(args.out)
-    except (KeyboardInterrupt, InputError, OSError) as stop:  # OSError: of a closed terminal
-        phases.clear()
-        keep(model, args.out, stop)
-        raise
-    phases.end()
+        phases("reading")
+        table = load_chosen(args, MIN_ROWS)
+        given = {name: getattr(args, option[2:].replace("-", "_")) for option, name in OPTIONS.items()}
+        model = DensityEstimator(verbose=not args.quiet, **{k: v for k, v in given.items() if v is not None})
+        model._phases = phases
+        try:
+            with closing(model.fit_steps(table, groups=load_groups(args))) as steps:
+                for _ in told(steps, args.quiet or sys.stderr.isatty()):
+                    pass
+            model.save(args.out)
+        except (KeyboardInterrupt, InputError, OSError) as stop:  # OSError: of a closed terminal
+            keep(model, args.out, stop)
+            raise
     if args.quiet:
         return
     print_table(
@@ -81,12 +79,11 @@ def sample(args: argparse.Namespace) -> None:
     """Draw rows into a file."""
     from gradlogp._progress import Phases
 
-    phases = Phases("sample", not args.quiet)
-    phases("starting")
-    from gradlogp.data import check_output, read, save_file
-    from gradlogp.estimators.summary import width
+    with Phases("sample", not args.quiet) as phases:
+        phases("starting")
+        from gradlogp.data import check_output, read, save_file
+        from gradlogp.estimators.summary import width
 
-    try:
         phases("reading")
         model = load(args.model)
         model._phases = phases
@@ -96,9 +93,6 @@ def sample(args: argparse.Namespace) -> None:
         rows = read(model.sample(args.n, random_state=args.seed)).values
         phases("writing")
         save_file(args.out, rows, model.schema_)
-    finally:
-        phases.clear()
-    phases.end()
     say(args, f"wrote {len(rows):,} rows × {width(model)} to {args.out}")
     told = f"{model.sampling_steps} steps; from the end of the model's exact flow, in units of σ"
     say(args, f"{told}: {model.sampling_accuracy_}")

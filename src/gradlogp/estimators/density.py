@@ -286,12 +286,10 @@ class DensityEstimator:
         if self._phases is not None:
             yield
             return
-        self._phases = phases = Phases(what, self.verbose)
         try:
-            yield
-            phases.end()
+            with Phases(what, self.verbose) as self._phases:
+                yield
         finally:
-            phases.clear()
             self.__dict__.pop("_phases", None)
 
     def _phase(self, name: str) -> None:
