@@ -21,10 +21,12 @@ from sklearn.datasets import load_wine
 from tampering import edit_config
 
 from gradlogp import ScoreDensity, __version__
+from gradlogp._progress import Phases
 from gradlogp.cli import main
 from gradlogp.cli.arguments import parse, parser
-from gradlogp.cli.words import _in_short, load_chosen
+from gradlogp.cli.words import load_chosen
 from gradlogp.data import load_file
+from gradlogp.estimators.summary import NOT_KEPT, in_short
 from gradlogp.training import Record
 
 QUICK = ["--steps", "20", "--width", "8", "--depth", "1"]
@@ -82,13 +84,44 @@ def test_version(capsys):
     assert run(capsys, "--version")[0].strip() == f"gradlogp {__version__}"
 
 
-def test_help_imports_nothing_heavy():
-    code = (
-        "import sys; from gradlogp.cli import main; assert main(['fit', '--help']) == 0; main(['nonsense']);"
-        "print(sorted({'torch', 'numpy', 'polars', 'sklearn', 'matplotlib'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+SLOW = {"sklearn", "scipy.stats", "scipy.optimize", "pandas", "pyarrow", "matplotlib", "sympy", "torch._dynamo"}
+LIGHT = {"torch", "numpy", "polars", "scipy", "tqdm"} | SLOW
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "never"),
+    [
+        (["fit", "--help"], 0, LIGHT),
+        (["--version"], 0, LIGHT),
+        (["nonsense"], 2, LIGHT),
+        (["fit", "data.csv", "--ouch", "m"], 2, LIGHT),
+        (["fit", "data.csv", "--out", "no/where"], 2, LIGHT - {"tqdm"}),
+        (["info", "model"], 0, LIGHT),
+        (["info", "nowhere"], 2, LIGHT),
+        (["sample", "model", "-n", "3", "--out", "s.csv"], 0, SLOW),
+        (["grad", "model", "data.csv", "--sigma", "1", "--out", "g.csv"], 0, SLOW),
+        (["fit", "data.csv", "--out", "m", *QUICK], 0, SLOW),
+    ],
+    ids=lambda v: " ".join(v[:3]) if isinstance(v, list) else "",
+)
+def test_a_command_imports_what_it_needs(home, tmp_path, argv, code, never):
+    """Each of these takes a tenth of a second to a second, and torch one."""
+    shutil.copy(home / "data.csv", tmp_path)
+    shutil.copytree(home / "model", tmp_path / "model")
+    run = f"from gradlogp.cli import main; code = main({argv})"
+    run = f"import sys; {run}; print(code, sorted(sys.modules.keys() & {never}))"
+    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == f"{code} []"
+
+
+def test_info_of_a_model_without_a_summary_is_the_same(home, tmp_path, capsys):
+    """What was written when the model was saved, and what the loaded model says."""
+    model = shutil.copytree(home / "model", tmp_path / "m")
+    first, _ = run(capsys, "info", model)
+    edit_config(model, lambda c: c.pop("summary"))
+    assert run(capsys, "info", model)[0] == first
+    edit_config(model, lambda c: c.update(summary="none"))
+    assert run(capsys, "info", model)[0] == first
 
 
 # -- fit
@@ -109,6 +142,73 @@ def test_fit_says_what_it_did(home, tmp_path, capsys):
         assert re.search(f"^{line}", out, re.MULTILINE), line
     assert re.search(r"^fit: step 20, loss [\d.]+, held out [\d.]+ ± ", err, re.MULTILINE)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
+
+
+PHASES = ["reading", "closed form", "noise levels", "self-check", "training", "gate"]
+SAVING = ["held-out log-densities", "score error", "saving"]
+
+
+def test_phases_are_told_by_name_as_plain_lines(home, tmp_path, capsys):
+    _, err = run(capsys, "fit", home / "data.csv", "--out", tmp_path / "m", *QUICK)
+    told = [line for line in err.splitlines() if not line.startswith("fit: step ")]
+    assert told[:-1] == [f"fit: {name}" for name in ["starting", *PHASES, *SAVING]]
+    shares = re.fullmatch(r"fit [\d.]+ s: (.*)", told[-1])[1].split(", ")
+    assert {"training", "score error"} & {share.rsplit(" ", 2)[0] for share in shares}
+    assert 97 <= sum(int(share.split()[-2]) for share in shares) <= 103
+    assert "\r" not in err
+    _, err = run(capsys, "sample", tmp_path / "m", "-n", 3, "--out", tmp_path / "s.csv")
+    told = err.splitlines()
+    assert told[:5] == [f"sample: {n}" for n in ("starting", "reading", "fitting the sampler", "drawing", "writing")]
+    assert told[5].startswith("sample ")
+
+
+def test_python_tells_phases_and_what_a_fit_was_worth(tmp_path, capsys):
+    quick = {"n_steps": 20, "width": 8, "depth": 1, "random_state": 0}
+    est = ScoreDensity(**quick).fit(table())
+    told = capsys.readouterr().err.splitlines()
+    assert told[: len(PHASES)] == [f"fit: {name}" for name in PHASES]
+    assert told[-1] == f"fit: {in_short(est, 'n_steps=')}"
+    assert len(told) <= len(PHASES) + 2
+    est.save(tmp_path / "m")
+    told = capsys.readouterr().err.splitlines()
+    assert told[: len(SAVING)] == [f"save: {name}" for name in SAVING]
+    est.save(tmp_path / "m")  # all is measured
+    assert capsys.readouterr().err.splitlines() == ["save: saving"]
+    assert "_phases" not in vars(est)
+    ScoreDensity(**quick, verbose=False).fit(table()).save(tmp_path / "n")
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_shares_of_phases(monkeypatch, capsys, terminal):
+    """Of 8 s, by a clock of ours: 2 and 1 of one name, 5 of another, and nearly none of a third."""
+    clock = iter([0.0, 0.0, 2.0, 7.0, 8.0, 8.001])
+    monkeypatch.setattr("gradlogp._progress.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    with Phases("fit", shown=True) as phases:
+        for name in ("reading", "training", "training", "reading", "x"):
+            phases(name)
+    err = capsys.readouterr().err
+    last = "fit 8.0 s: reading 37 %, training 62 %\n"
+    if terminal:  # each name in the place of the one before, and none left
+        assert err == "fit: reading\rfit: training\rfit: reading \rfit: x      \r      \r" + last
+    else:
+        assert err == "fit: reading\nfit: training\nfit: reading\nfit: x\n" + last
+
+
+def test_a_closed_terminal_ends_no_phase(monkeypatch):
+    stream = io.StringIO()
+    stream.close()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Phases("fit", shown=True) as phases:
+        phases("reading")
+
+
+def test_a_mistake_stands_on_a_line_of_its_own(home, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["fit", str(home / "nowhere.csv"), "--out", str(home / "new")]) == 2
+    err = capsys.readouterr().err
+    assert re.fullmatch(r"fit: starting\rfit: reading \r +\rgradlogp: error: [^\r\n]*nowhere[^\r\n]*\n", err)
 
 
 def test_fit_compares_with_the_model_before_training(home, tmp_path, capsys):
@@ -388,9 +488,12 @@ def look(step, held_out, progress):
 @pytest.mark.parametrize(
     ("steps", "patience", "words"),
     [
-        ([1.0, 0.8, 0.9, 0.9], 2, "at least 40% of what the closed form leaves to learn; more steps would hardly help"),
-        ([1.0, 0.9, 0.8, 0.6], 2, "at least 80% of .*, was still learning: --steps 1200 may do better, in about 12 s"),
-        ([1.0, 0.7, 0.9, 0.9], 6, "at least 60% of what the closed form leaves to learn$"),
+        ([1.0, 0.8, 0.9, 0.9], 2, "much: at least 40% of .* to learn. More steps would hardly help; more rows may."),
+        ([1.0, 0.9, 0.8, 0.6], 2, "much: at least 80% .* learning: --steps 1200 may do better, in about 12 s."),
+        ([1.0, 0.7, 0.9, 0.9], 6, "much: at least 60% of what the closed form leaves to learn."),
+        ([1.0, 0.99, 1.0, 1.0], 2, "little: at least 2% of .* to learn. More steps would hardly help; more rows may."),
+        ([1.0, 1.1, 1.2, 1.3], 2, NOT_KEPT),
+        ([1.0, 1.1, 1.2, 1.3], 6, "No step of training was kept: .* is that closed form. More steps or rows may .*"),
     ],
 )
 def test_what_a_fit_was_worth_and_what_more_would_cost(steps, patience, words):
@@ -399,7 +502,9 @@ def test_what_a_fit_was_worth_and_what_more_would_cost(steps, patience, words):
     best = min(history, key=lambda r: r.held_out)
     history = [dataclasses.replace(r, best=r.step in (0, best.step)) for r in history]
     model = types.SimpleNamespace(history_=history, patience=patience, kept_step_=best.step)
-    assert re.search(words.replace(", was still", ", and was still"), _in_short(model))
+    told = in_short(model)
+    assert re.fullmatch(f"(The network learned )?{words}", told)
+    assert told.count(". ") <= 1
 
 
 def test_no_other_output_goes_into_the_folder_of_a_model(home, tmp_path, capsys):
@@ -415,6 +520,7 @@ def test_names_do_not_talk_to_the_terminal(home, tmp_path, capsys):
     """A column called "bell, clear the screen"."""
     model = shutil.copytree(home / "model", tmp_path / "m")
     edit_config(model, lambda c: c["schema"].update(columns=["a\x07\x1b[2J", *c["schema"]["columns"][1:]]))
+    edit_config(model, lambda c: c["summary"].append(["a\x07\x1b[2J", "b"]))
     out, _ = run(capsys, "info", model)
     assert "a\\x07\\x1b[2J" in out
     assert "\x1b" not in out
@@ -471,8 +577,8 @@ def test_an_interrupt_while_the_model_is_moved_leaves_the_old_one(home, tmp_path
 def test_a_bug_shows_its_traceback_and_exits_with_1(home):
     code = (
         "import sys; from gradlogp import cli\nfrom gradlogp.cli import commands\n"
-        "def broken(path): raise ZeroDivisionError('a bug')\n"
-        "commands.load = broken\n"
+        "def broken(): raise ZeroDivisionError('a bug')\n"
+        "commands.check = broken\n"
         f"sys.exit(cli.main(['info', {str(home / 'model')!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -14,6 +14,7 @@ from scipy import stats
 from gradlogp import InputError
 from gradlogp.diagnostics import Comparison, Estimate, calibration, compare, score_error
 from gradlogp.diagnostics.dependence import (
+    _ranks,
     as_groups,
     blocks_of_units,
     consecutive_blocks,
@@ -312,3 +313,11 @@ def test_which_of_two_models_is_better_is_by_student() -> None:
         limit = stats.t.isf(stats.norm.sf(4), n_blocks - 1)
         for z, better in ((0.99 * limit, None), (1.01 * limit, "B"), (-1.01 * limit, "A")):
             assert Comparison((), Estimate(z, 1.0), n_blocks).better == better
+
+
+def test_ranks_are_scipys() -> None:
+    """Of columns with ties, and of the distances from their medians; against scipy.stats."""
+    x = torch.randint(0, 5, (50, 3), generator=torch.Generator().manual_seed(0)).double()
+    distance = ((x - x.median(0).values) / x.std(0)).square().sum(1, keepdim=True)
+    want = stats.rankdata(torch.cat([x, distance], 1).numpy(), axis=0)
+    np.testing.assert_allclose(_ranks(x).numpy(), want - want.mean(0), atol=1e-12)

@@ -11,9 +11,9 @@ import torch
 from scipy.stats import norm
 
 from gradlogp import InputError, ScoreDensity
-from gradlogp.cli.words import measured
 from gradlogp.estimators import outliers
 from gradlogp.estimators.outliers import NoThresholdError, Unseen
+from gradlogp.estimators.summary import NOT_KEPT, measured
 
 FAR = (1e16, 1e19, 1e25, 1e40, 1e200, 1.7e308)
 
@@ -127,3 +127,11 @@ def test_a_fit_that_keeps_no_step_says_so(learning_rate, kept, capsys):
     told = capsys.readouterr().err
     assert ("No step of training was kept" in told) == (kept == 0)
     assert any(text.startswith("No step of training was kept") for _, text in measured(est)) == (kept == 0)
+
+
+def test_training_that_helps_nothing_stops_by_itself_and_says_so(capsys):
+    """Six looks, one every 25 steps, and no limit of steps or time is met."""
+    x = np.random.default_rng(0).normal(size=(300, 30))
+    est = ScoreDensity(random_state=0, width=8, depth=1).fit(x)
+    assert (est.kept_step_, est.history_[-1].step) == (0, 150)
+    assert capsys.readouterr().err.splitlines()[-1] == f"fit: {NOT_KEPT}"

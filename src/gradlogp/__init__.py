@@ -34,7 +34,7 @@ def __getattr__(name: str) -> Any:
     if name == "ScoreDensity":
         return import_module("gradlogp.estimators").ScoreDensity
     if name == "InputError":
-        return import_module("gradlogp._shapes").InputError
+        return import_module("gradlogp._errors").InputError
     raise AttributeError(f"module 'gradlogp' has no attribute {name!r}")
 
 

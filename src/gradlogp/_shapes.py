@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gradlogp._errors import InputError as InputError
+from gradlogp._errors import short as short
 from gradlogp._memory import free, largest, said
 
 Batch: TypeAlias = Float[Tensor, "B *event"]
@@ -23,29 +25,9 @@ Level: TypeAlias = Float[Tensor, "..."]  # () or (B,)
 
 
 MOST = 10**9  # of what is counted and takes no memory: nobody waits for the end of more
-_LONGEST = 390  # characters of a message
 _SMALL = 2**24  # bytes that are there
 
 _AT_ZERO = ": data without noise have no score; take the smallest level, and denoise from there to the data"
-
-
-class InputError(ValueError):
-    """Input that cannot be used; the message says on one line what it is, what was got, and what is wanted.
-
-    A message that quotes more than fits is cut in its middle.
-    """
-
-    def __init__(self, message: str) -> None:
-        line = " ".join(part.strip() for part in message.splitlines())
-        super().__init__(line if len(line) <= _LONGEST else f"{line[: _LONGEST - 165]} ... {line[-160:]}")
-
-
-def short(value: object) -> str:
-    """A value on one line, at most 40 characters of it."""
-    if isinstance(value, int) and value.bit_length() > 120:
-        return f"a whole number of {round(value.bit_length() * math.log10(2))} digits"
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def per_row(level: Level, x: Batch) -> Tensor:

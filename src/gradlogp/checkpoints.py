@@ -16,19 +16,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load as tensors_from
-from safetensors.torch import save as bytes_of
-from torch import Tensor
-
-from gradlogp._shapes import InputError
+from gradlogp._errors import InputError
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 REPORT, NUMBERS = "report.html", "report.json"  # what `gradlogp diagnose` adds to a model's folder
+if TYPE_CHECKING:
+    from torch import Tensor
+
 FORMAT = "gradlogp model"
 FORMAT_VERSION = 2
+SUMMARY = "summary"  # of the configuration: what `gradlogp info` prints
 HASH, CONFIG_HASH = "weights_sha256", "config_sha256"
 UNDER_WAY = ".gradlogp-"  # what a save that was cut off may leave begins with
 MOST_TEXT = 1 << 26  # bytes of a configuration: some 10^5 columns
@@ -42,6 +41,8 @@ def save(path: str | Path, tensors: dict[str, Tensor], config: dict[str, Any]) -
     Raises:
         InputError: the place is a file or a folder that is no model, its parent is missing, or it cannot be written.
     """
+    from safetensors.torch import save as bytes_of
+
     check_destination(path)
     folder = Path(os.path.realpath(path))
     weights = bytes_of({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
@@ -70,6 +71,34 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         InputError: no such folder, a missing file, or one that is corrupt, changed, or of another format or version.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load as tensors_from
+
+    weights, config = _verified(path)
+    try:
+        return tensors_from(weights), config
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as e:
+        reason = str(e).splitlines()[0][:200]
+        raise InputError(f"{Path(path) / WEIGHTS}: cannot be read ({reason}), want it as it was saved") from None
+
+
+def summary(path: str | Path) -> list[tuple[str, str]] | None:
+    """Read what a saved model says of itself, lines of a name and a text, without torch.
+
+    Returns:
+        None for a model that was saved without.
+
+    Raises:
+        InputError: as :func:`load`, but for tensors that do not fit together.
+    """
+    lines = _verified(path)[1].get(SUMMARY)
+    if not isinstance(lines, list) or not all(isinstance(line, list) and len(line) == 2 for line in lines):
+        return None
+    return [(str(name), str(text)) for name, text in lines]
+
+
+def _verified(path: str | Path) -> tuple[bytes, dict[str, Any]]:
+    """The weights and the configuration of a folder, which were saved together."""
     folder = Path(path)
     if not folder.is_dir():
         raise InputError(f"{path}: no such folder, want a saved model")
@@ -81,7 +110,7 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise
 
 
-def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read(folder: Path) -> tuple[bytes, dict[str, Any]]:
     config = _config(folder)
     weights = _bytes(folder, WEIGHTS)
     if hashlib.sha256(weights).hexdigest() != config[HASH]:
@@ -91,11 +120,7 @@ def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise InputError(
             f"{folder / WEIGHTS}: is not what was saved with {CONFIG} (SHA-256 differs), want both as saved"
         )
-    try:
-        return tensors_from(weights), config
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as e:
-        reason = str(e).splitlines()[0][:200]
-        raise InputError(f"{folder / WEIGHTS}: cannot be read ({reason}), want it as it was saved") from None
+    return weights, config
 
 
 def _config(folder: Path) -> dict[str, Any]:

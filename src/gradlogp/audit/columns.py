@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # whose parts are imported when first used
 from numpy.typing import NDArray
-from scipy.special import kolmogi, kolmogorov
 
 from gradlogp.audit.view import Floats
 from gradlogp.diagnostics import Estimate
@@ -56,7 +56,7 @@ def distances(data: Floats, samples: Floats) -> tuple[Floats, Floats]:
         for at in range(0, data.shape[1], _AT_A_TIME)
     ]
     distance = np.concatenate(found)
-    return distance, kolmogorov(distance * np.sqrt(n * m / (n + m)))
+    return distance, scipy.special.kolmogorov(distance * np.sqrt(n * m / (n + m)))
 
 
 def _distances(data: Floats, samples: Floats) -> Floats:
@@ -72,7 +72,7 @@ def _distances(data: Floats, samples: Floats) -> Floats:
 
 def limit(n: int, m: int, share: float = 0.05) -> float:
     """The distance that two sets of rows of one law exceed in this share of cases, for many rows."""
-    return float(kolmogi(share) * np.sqrt((n + m) / (n * m)))
+    return float(scipy.special.kolmogi(share) * np.sqrt((n + m) / (n * m)))
 
 
 def closest_pair(data: Floats, samples: Floats) -> Pair | None:

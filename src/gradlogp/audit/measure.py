@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from gradlogp import samplers
+from gradlogp._progress import Bar
 from gradlogp._shapes import Batch, InputError, as_batch, same_event
-from gradlogp.audit.bar import Bar
 from gradlogp.audit.result import Audit, Repeats
 from gradlogp.audit.view import Floats, View
 from gradlogp.diagnostics import calibration, curl, memorisation, nearest_neighbours, score_error, self_check

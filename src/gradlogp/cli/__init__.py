@@ -1,7 +1,7 @@
 """The command ``gradlogp``: files in, files out, by way of :class:`gradlogp.ScoreDensity`.
 
-Exit code 0; 2 for a mistake of the user's, with one line on stderr; 130 on Ctrl-C, 143 on SIGTERM, 129 on SIGHUP, with
-one line; 1 for a bug, with its traceback.
+Exit code 0; 2 for a mistake of the user's, with one line on stderr after those of phases; 130 on Ctrl-C, 143 on
+SIGTERM, 129 on SIGHUP, with one line; 1 for a bug, with its traceback.
 Nothing heavy is imported before a command runs, so that ``--help`` is quick.
 """
 

@@ -13,27 +13,20 @@ from gradlogp.cli.mistakes import OPTIONS, UsageError
 from gradlogp.cli.stops import check, keep
 from gradlogp.cli.words import (
     apart,
-    closed_form,
-    columns,
     load,
     load_chosen,
     load_fitted,
     load_groups,
     load_rows,
-    measured,
-    network,
     next_command,
     print_table,
     say,
-    share,
     told,
-    unit,
-    width,
 )
 
 if TYPE_CHECKING:
     from gradlogp.data import Table
-    from gradlogp.estimators import ScoreDensity
+    from gradlogp.estimators import DensityEstimator
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -47,29 +40,36 @@ def demo(args: argparse.Namespace) -> None:
 
 def fit(args: argparse.Namespace) -> None:
     """Learn the score of a file of rows, and save the model."""
-    from gradlogp._shapes import InputError
+    from gradlogp._errors import InputError
+    from gradlogp._progress import Phases
     from gradlogp.checkpoints import check_destination
-    from gradlogp.estimators import MIN_ROWS, ScoreDensity
 
     check_destination(args.out)
-    table = load_chosen(args, MIN_ROWS)
-    given = {name: getattr(args, option[2:].replace("-", "_")) for option, name in OPTIONS.items()}
-    given = {k: v for k, v in given.items() if v is not None} | ({"network": None} if args.closed_form else {})
-    model = ScoreDensity(verbose=not args.quiet, **given)
-    try:
-        with closing(model.fit_steps(table, groups=load_groups(args))) as steps:
-            for _ in told(steps, args.quiet or sys.stderr.isatty()):
-                pass
-        model.save(args.out)
-    except (KeyboardInterrupt, InputError, OSError) as stop:  # OSError: of a closed terminal
-        keep(model, args.out, stop)
-        raise
+    with Phases("fit", not args.quiet) as phases:
+        phases("starting")
+        from gradlogp.estimators import MIN_ROWS, DensityEstimator
+        from gradlogp.estimators.summary import measured, width
+
+        phases("reading")
+        table = load_chosen(args, MIN_ROWS)
+        given = {name: getattr(args, option[2:].replace("-", "_")) for option, name in OPTIONS.items()}
+        given = {k: v for k, v in given.items() if v is not None} | ({"network": None} if args.closed_form else {})
+        model = DensityEstimator(verbose=not args.quiet, **given)
+        model._phases = phases
+        try:
+            with closing(model.fit_steps(table, groups=load_groups(args))) as steps:
+                for _ in told(steps, args.quiet or sys.stderr.isatty()):
+                    pass
+            model.save(args.out)
+        except (KeyboardInterrupt, InputError, OSError) as stop:  # OSError: of a closed terminal
+            keep(model, args.out, stop)
+            raise
     if args.quiet:
         return
     print_table(
         [
             ("data", f"{len(table.values):,} rows × {width(model)} of {args.data}"),
-            *measured(model, told=True),
+            *measured(model),
             ("saved", args.out),
             ("next", next_command(args.out, args.data, len(table.values))),
         ]
@@ -78,14 +78,22 @@ def fit(args: argparse.Namespace) -> None:
 
 def sample(args: argparse.Namespace) -> None:
     """Draw rows into a file."""
-    from gradlogp.data import check_output, read, save_file
+    from gradlogp._progress import Phases
 
-    model = load(args.model)
-    check_output(args.out, model.schema_)
-    own = {"sampling_steps": args.steps, "device": args.device}
-    model.set_params(**{k: v for k, v in own.items() if v is not None})
-    rows = read(model.sample(args.n, random_state=args.seed)).values
-    save_file(args.out, rows, model.schema_)
+    with Phases("sample", not args.quiet) as phases:
+        phases("starting")
+        from gradlogp.data import check_output, read, save_file
+        from gradlogp.estimators.summary import width
+
+        phases("reading")
+        model = load(args.model)
+        model._phases = phases
+        check_output(args.out, model.schema_)
+        own = {"sampling_steps": args.steps, "device": args.device}
+        model.set_params(**{k: v for k, v in own.items() if v is not None}, verbose=not args.quiet)
+        rows = read(model.sample(args.n, random_state=args.seed)).values
+        phases("writing")
+        save_file(args.out, rows, model.schema_)
     say(args, f"wrote {len(rows):,} rows × {width(model)} to {args.out}")
     told = f"{model.sampling_steps} steps; from the end of the model's exact flow, in units of σ"
     say(args, f"{told}: {model.sampling_accuracy_}")
@@ -129,6 +137,7 @@ def logprob(args: argparse.Namespace) -> None:
 
     from gradlogp.data import check_output, save_file
     from gradlogp.diagnostics import Estimate
+    from gradlogp.estimators.summary import share
     from gradlogp.likelihood import Exact
 
     model = load(args.model)
@@ -153,7 +162,7 @@ def logprob(args: argparse.Namespace) -> None:
         say(args, f"outliers, below {offset:.4g} nats: {int(columns[2].sum()):,}; expected {share(model)}")
 
 
-def _unnormalised(args: argparse.Namespace, model: ScoreDensity, table: Table) -> None:
+def _unnormalised(args: argparse.Namespace, model: DensityEstimator, table: Table) -> None:
     from gradlogp.data import check_output, save_file
 
     if args.outliers or args.atol is not None:
@@ -184,6 +193,7 @@ def diagnose(args: argparse.Namespace) -> None:
 def chain(args: argparse.Namespace) -> None:
     """J_DAE, J_DSM, J_ISM and J_ESM of an auto-encoder that is trained, or of a saved model, on a file's rows."""
     from gradlogp.estimators import MIN_ROWS
+    from gradlogp.estimators.summary import unit
     from gradlogp.reports import chain_of, check_output, learn_autoencoder, save_autoencoder
 
     own = {"n_hidden": args.hidden, "max_seconds": args.max_seconds}
@@ -206,8 +216,11 @@ def chain(args: argparse.Namespace) -> None:
         say(args, f"wrote {', '.join(map(str, save_autoencoder(learnt, args.out)))}")
 
 
-def _map(args: argparse.Namespace, model: ScoreDensity, table: Table, function: Callable[..., Any], what: str) -> None:
+def _map(
+    args: argparse.Namespace, model: DensityEstimator, table: Table, function: Callable[..., Any], what: str
+) -> None:
     from gradlogp.data import check_output, read, save_file
+    from gradlogp.estimators.summary import width
 
     check_output(args.out, table.schema)
     values = read(function(table, args.sigma), what).values
@@ -216,7 +229,7 @@ def _map(args: argparse.Namespace, model: ScoreDensity, table: Table, function: 
     _say_above(args, model, args.sigma)
 
 
-def _say_above(args: argparse.Namespace, model: ScoreDensity, sigma: float) -> None:
+def _say_above(args: argparse.Namespace, model: DensityEstimator, sigma: float) -> None:
     """Say where a level is beyond those trained, and what is taken there."""
     high = model.levels_.sigma_max
     if sigma > high:
@@ -226,16 +239,13 @@ def _say_above(args: argparse.Namespace, model: ScoreDensity, sigma: float) -> N
 
 def info(args: argparse.Namespace) -> None:
     """Print what a saved model is."""
-    from gradlogp.checkpoints import FORMAT, FORMAT_VERSION
+    from gradlogp import checkpoints
 
-    model = load(args.model)
-    print_table(
-        [
-            ("model", args.model),
-            ("format", f"{FORMAT}, version {FORMAT_VERSION}"),
-            *columns(model),
-            *measured(model),
-            ("closed form", closed_form(model)),
-            ("network", network(model)),
-        ]
-    )
+    check()
+    lines = checkpoints.summary(args.model)
+    if lines is None:  # saved by an earlier version
+        from gradlogp.estimators.summary import summary
+
+        lines = summary(load(args.model))
+    form = f"{checkpoints.FORMAT}, version {checkpoints.FORMAT_VERSION}"
+    print_table([("model", args.model), ("format", form), *lines])

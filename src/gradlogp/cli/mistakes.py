@@ -46,7 +46,7 @@ def mistake(error: Exception, args: argparse.Namespace | None = None) -> str | N
     elif _no_memory(error):
         message = f"memory: got a request that does not fit{_asked_for(str(error))}, want smaller numbers or fewer rows"
     else:
-        from gradlogp._shapes import InputError
+        from gradlogp._errors import InputError
 
         if not isinstance(error, InputError):
             return None

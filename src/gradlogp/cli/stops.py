@@ -13,7 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gradlogp.estimators import ScoreDensity
+    from gradlogp.estimators import DensityEstimator
 
 SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]  # no SIGHUP on Windows
 _asked: list[int] = []  # the signals that came
@@ -74,7 +74,7 @@ def notes(error: BaseException) -> list[str]:
     return list(getattr(error, "__notes__", ()))
 
 
-def keep(model: ScoreDensity, out: str, stop: BaseException) -> None:
+def keep(model: DensityEstimator, out: str, stop: BaseException) -> None:
     """Save the best model so far of a fit that was stopped, or could not be saved; a note on ``stop`` says where.
 
     It goes to ``out`` unless a model is there already. Else, and if ``out`` cannot be written, it goes to a new folder
@@ -93,10 +93,10 @@ def keep(model: ScoreDensity, out: str, stop: BaseException) -> None:
     stop.add_note("the same command trains from the start")
 
 
-def _saved(model: ScoreDensity, out: Path) -> Path | None:
+def _saved(model: DensityEstimator, out: Path) -> Path | None:
     """The first place that the model could be written to; where there is none, None."""
     from gradlogp import checkpoints
-    from gradlogp._shapes import InputError
+    from gradlogp._errors import InputError
     from gradlogp.estimators.saved import parts_of
 
     parts = parts_of(model)

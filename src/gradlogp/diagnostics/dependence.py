@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import scipy  # whose parts are imported when first used
 import torch
-from scipy.stats import chi2, norm, poisson
 from torch import Tensor
 
 from gradlogp._shapes import InputError
@@ -69,10 +69,10 @@ def correlation_length(x: Tensor) -> float:
     h = (sums.square() / sizes[:, None]).sum(0) / ranks.square().mean(0) * (n - 1) / n
     level = FALSE_ALARM / (2 * ranks.shape[1])
     length = 1.0
-    if r.max() * math.sqrt(n) > norm.isf(level):
+    if r.max() * math.sqrt(n) > -scipy.special.ndtri(level):
         known = min(r.max().item() + (1 + 4 * r.max().item()) / n, 1 - 1 / n)
         length = (1 + known) / (1 - known)
-    if h.max() > chi2.isf(level, runs - 1):
+    if h.max() > scipy.special.chdtri(runs - 1, level):
         length = max(length, h.max().item() / (runs - 1))
     return length
 
@@ -82,8 +82,6 @@ def _ranks(x: Tensor) -> Tensor:
 
     Equal values have their mean rank.
     """
-    from scipy.stats import rankdata
-
     flat = x.detach().flatten(1)
     varying = (flat != flat[:1]).any(0).nonzero()[:, 0]
     if len(varying) > _MOST_COLUMNS:
@@ -92,7 +90,10 @@ def _ranks(x: Tensor) -> Tensor:
     if not v.numel():
         return v
     distance = (v - v.median(0).values).div(v.std(0)).square().sum(1, keepdim=True)
-    ranks = torch.from_numpy(np.atleast_2d(rankdata(torch.cat([v, distance], 1).numpy(), axis=0)))
+    columns = torch.cat([v, distance], 1).T.contiguous()
+    ordered = columns.sort().values
+    below, upto = (torch.searchsorted(ordered, columns, right=right) for right in (False, True))
+    ranks = (below + upto).T.double() / 2  # from ½ on
     ranks = ranks - ranks.mean(0)
     kurtosis = (ranks**4).mean(0) / ranks.square().mean(0).square()  # NaN for a constant
     return ranks[:, kurtosis <= _MOST_KURTOSIS]
@@ -120,7 +121,8 @@ def near_repeats(x: Tensor, generator: torch.Generator) -> tuple[int, int]:
     n = len(some)
     dimension = math.log(2) / max(-math.log(ratio[:, 0].median().item()), 1e-9) / (1 + 2 / math.sqrt(n))
     found, chance = int((ratio < _NEAR).any(1).sum()), n * _NEAR ** max(1.0, dimension)
-    return found if found / 2 > poisson.isf(FALSE_ALARM, chance / 2) + 1 else 0, n
+    by_chance = found <= 2 or scipy.special.pdtrc(math.ceil(found / 2) - 2, chance / 2) > FALSE_ALARM
+    return 0 if by_chance else found, n
 
 
 def _nearest(x: Tensor, data: Tensor) -> Tensor:

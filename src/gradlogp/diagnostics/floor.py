@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import scipy  # whose parts are imported when first used
 import torch
-from scipy.integrate import cubature
 
 from gradlogp._shapes import InputError, as_count, squared_norm
 from gradlogp.diagnostics.estimates import Estimate
@@ -128,7 +128,8 @@ def _limits(oracle: Oracle, kernel: Kernel) -> tuple[np.ndarray, np.ndarray, lis
 def _integral(
     f: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.ndarray, points: list[np.ndarray]
 ) -> tuple[float, float]:
-    found = cubature(f, low, high, rtol=_RTOL, atol=0.0, points=points or None, max_subdivisions=_MAX_SUBDIVISIONS)
+    sizes = {"rtol": _RTOL, "atol": 0.0, "max_subdivisions": _MAX_SUBDIVISIONS}
+    found = scipy.integrate.cubature(f, low, high, points=points or None, **sizes)
     return float(found.estimate), float(found.error)
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import scipy  # whose parts are imported when first used
 import torch
-from scipy.stats import t as student_t
 from torch import Tensor
 
 from gradlogp._shapes import Batch, InputError, as_batch, as_count, same_event
@@ -224,7 +224,7 @@ def _known_level(columns: Tensor, known_floor: Estimate | None, kernel: Kernel, 
     relative = (e - s * (error.value / size.value)) / size.value  # of the ratio, to first order, about 0
     r2 = Estimate(1 - error.value / size.value, Estimate.mean_of(relative).stderr)
     tail = (1 - CONFIDENCE) / (2 * n_levels)
-    q = float(student_t.isf(tail, len(columns) - 1))
+    q = -float(scipy.special.stdtrit(len(columns) - 1, tail))
     below, above = reach(error.stderr, e, q)
     r2_above, r2_below = reach(r2.stderr, relative, q)
     return LevelError(
@@ -284,7 +284,7 @@ def _bracketed(sides: Sides, kernel: Kernel, rows: Rows, n_levels: int) -> Level
 def _quantile(rows: Rows, n_levels: int) -> float:
     """Standard errors on each side so that all intervals of a report hold together at 95 % (Bonferroni)."""
     tail = (1 - CONFIDENCE) / (2 * n_levels)
-    return rows.widening * float(student_t.ppf(1 - tail, rows.n_blocks - 1))
+    return rows.widening * -float(scipy.special.stdtrit(rows.n_blocks - 1, tail))
 
 
 def _r2(skill: Tensor, error: Tensor) -> Tensor:

@@ -16,13 +16,13 @@ from gradlogp.estimators.units import Array
 from gradlogp.models import OnReference
 
 if TYPE_CHECKING:
-    from gradlogp.estimators.density import ScoreDensity
+    from gradlogp.estimators.density import DensityEstimator
 
 ROWS_AT_A_TIME = 256  # between two movements of the bar
 
 
 def log_prob(
-    est: ScoreDensity,
+    est: DensityEstimator,
     z: Batch,
     trace: likelihood.Trace | None,
     state: Any = None,
@@ -49,7 +49,7 @@ def log_prob(
     return likelihood.LogProb(value - _unit(est), quadrature, *errors)
 
 
-def log_mass(est: ScoreDensity, values: Array, n_draws: int, state: Any = None) -> likelihood.LogMass:
+def log_mass(est: DensityEstimator, values: Array, n_draws: int, state: Any = None) -> likelihood.LogMass:
     """The log of the probability of the cell around each row: of each column's grid, centred at its points."""
     x = torch.from_numpy(np.ascontiguousarray(values))
     widths = np.where(est.grid_.low < est.grid_.high, est.grid_.step, 0.0).reshape(values.shape[1:])
@@ -66,7 +66,7 @@ def _joined(parts: list[likelihood.LogProb], name: str) -> Tensor:
     return torch.cat([getattr(part, name) for part in parts]).cpu().double()
 
 
-def _unit(est: ScoreDensity) -> float:
+def _unit(est: DensityEstimator) -> float:
     """What the density in model units has more in nats: log of the scales, and of the noise in constant columns."""
     varies = est.grid_.low < est.grid_.high
     scales = np.log(est.units_.scale.reshape(-1)[varies]).sum()

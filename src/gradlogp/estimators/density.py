@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator
-from sklearn.exceptions import NotFittedError
 from torch import Tensor
 
 from gradlogp import checkpoints, likelihood, samplers
+from gradlogp._progress import Bar, Phases
 from gradlogp._shapes import Batch, InputError, as_count, as_level, short
 from gradlogp.audit import Audit
-from gradlogp.audit.bar import Bar
 from gradlogp.data import detect_grid, read
 from gradlogp.data.memory import check_room
 from gradlogp.diagnostics import Estimate, ScoreError, SelfCheck, correlation_length, self_check
@@ -27,6 +27,7 @@ from gradlogp.estimators.building import FEW_COORDINATES, closed_form, mixtures,
 from gradlogp.estimators.outliers import Again
 from gradlogp.estimators.parameters import check_memory, check_parameters, device_from, generator_from
 from gradlogp.estimators.splits import Labels, deal, row_labels
+from gradlogp.estimators.summary import in_short
 from gradlogp.estimators.threads import threads
 from gradlogp.estimators.units import Array, Units, grid_steps
 from gradlogp.kernels import Gaussian, Kernel
@@ -41,13 +42,12 @@ FEW_ROWS_AT_A_TIME = 64  # where a row takes long
 CHECK_DRAWS = 128, 1024  # of the self-check before training; a broken loss is tens of standard errors off
 ORDER_ROWS = 10**5  # whose order is looked at
 CHECK_NUMBERS = 2**15  # fewer draws of many coordinates
-NOT_KEPT = (
-    "No step of training was kept: on held-out rows none was better than the closed form that training starts from, "
-    "so the model is that closed form. More rows may change that."
-)
 
 
-class ScoreDensity(BaseEstimator):  # type: ignore[misc]
+E = TypeVar("E", bound="DensityEstimator")
+
+
+class DensityEstimator:
     """Learn the score ∇log p_σ of data at every noise level by denoising score matching, and use it.
 
     p_σ = p ∗ N(0, σ²): the density of the data with Gaussian noise of standard deviation σ added. Where the columns
@@ -87,7 +87,8 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         random_state: an int makes fit and sample bit-identical from run to run (at one ``n_jobs``); None draws afresh.
             A numpy ``Generator`` or ``RandomState``, or a ``torch.Generator``, gives a seed whenever one is needed; it
             is not saved with the model.
-        verbose: show a progress bar on a terminal.
+        verbose: name the phases of ``fit`` and ``save`` on stderr, with a bar on a terminal, and say at the end of a
+            fit what it was worth.
 
     Attributes:
         model_: the trained :class:`gradlogp.models.Preconditioned`, or :class:`gradlogp.models.EnergyModel`, or
@@ -107,6 +108,8 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
     _unseen: outliers.Unseen
     _score_error: ScoreError | None
     _to_measure: tuple[outliers.Unseen, bool] | None  # rows held out, and whether all were correlated in their order
+
+    _phases: Phases | None = None  # of the call under way
 
     def __init__(
         self,
@@ -155,7 +158,18 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any = None, *, groups: Any = None) -> ScoreDensity:  # noqa: ARG002
+    def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002
+        """Return the parameters by name, as in scikit-learn."""
+        names = list(inspect.signature(DensityEstimator.__init__).parameters)[1:]
+        return {name: getattr(self, name) for name in names}
+
+    def set_params(self: E, **params: Any) -> E:
+        """Set parameters by name, as in scikit-learn."""
+        for name, value in params.items():
+            setattr(self, name, value)
+        return self
+
+    def fit(self: E, X: Any, y: Any = None, *, groups: Any = None) -> E:  # noqa: ARG002
         """Learn the score of the rows of X.
 
         Stopped by Ctrl-C it raises ``KeyboardInterrupt``; once training has begun the estimator is fitted all the same,
@@ -181,19 +195,23 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         It may be ended early, by ``break`` or ``close()``: the best weights so far are then kept, as in :meth:`fit`.
         """
         check_parameters(self)
-        steps = self._fit_steps(X, groups)
-        try:
-            while True:
+        steps, own = self._fit_steps(X, groups), self._phases is None
+        with self._told("fit"):
+            try:
+                while True:
+                    with threads(self.n_jobs):
+                        record = next(steps, None)
+                    if record is None:
+                        break
+                    yield record
+            finally:
                 with threads(self.n_jobs):
-                    record = next(steps, None)
-                if record is None:
-                    return
-                yield record
-        finally:
-            with threads(self.n_jobs):
-                steps.close()
+                    steps.close()
+        if own and self.verbose:
+            Bar.write(f"fit: {in_short(self, 'n_steps=')}", file=sys.stderr)
 
     def _fit_steps(self, X: Any, groups: Any) -> Generator[Record, None, None]:
+        self._phase("reading")
         table = read(X, min_rows=MIN_ROWS)
         width = table.values[0].size
         check_room(4 * 8 * width**2, "X", f"{width:,} columns, whose covariance the closed form takes apart")
@@ -205,7 +223,9 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         z = units.to_model(table.values).to(generator.device)
         order, cut = deal(labels, max(2, round(self.validation_fraction * len(z))), generator)
         rows, held_out = z[order[cut:]], z[order[:cut]]
+        self._phase("closed form")
         reference = closed_form(rows, self.energy)
+        self._phase("noise levels")
         ends = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
         levels = NoiseLevels.of_rows(rows, reference.reference, steps=grid_steps(grid, units), **ends)
         goal = Goal.likelihood(levels) if self.objective == "likelihood" else Goal.score(levels)
@@ -214,17 +234,21 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         if self.network is not None:
             network = network_sizes(rows, self.width, self.depth, self.dropout)
             check_memory(rows[0].numel(), int(network["width"]), int(self.depth), recipe.batch_size, generator.device)
+        self._phase("mixtures")
         parts = [] if self.energy else mixtures(reference, rows, held_out, goal, generator)
+        self._phase("self-check")
         model = _new_model(network, reference, rows, generator)
         check = _checked(model, rows, generator)
         unseen = outliers.Unseen(held_out.cpu(), torch.from_numpy(labels)[order[:cut].cpu()])
         fitted = saved.Fitted(model, network, table.schema, grid, units, levels, [], check, None, len(held_out), unseen)
         to_measure = unseen, groups is None and _ordered(z, labels)
         steps = train(model, rows, held_out, levels=goal.levels, recipe=recipe, parts=parts, generator=generator)
+        self._phase("training")
         try:
             for record in self._progress(steps):
                 fitted.history.append(record)
                 yield record
+            self._phase("gates")
             calibrate(model, held_out, levels, parts=parts, generator=generator)
         except (KeyboardInterrupt, GeneratorExit):
             steps.close()
@@ -236,10 +260,9 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
             raise
         self._set_fitted(fitted, to_measure)
         if self.contamination is not None:
+            self._phase("outliers")
             again = Again(z, labels, goal.levels, recipe, self.kept_step_)
             self._unseen = outliers.measured(self, self._unseen, again, generator)
-        if self.kept_step_ == 0 and network is not None and self.verbose:
-            Bar.write(NOT_KEPT, file=sys.stderr)
 
     def _recipe(self, n_coordinates: int, weight: Weight) -> Recipe:
         return Recipe(
@@ -265,6 +288,23 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         """A progress bar on a terminal, unless it is hidden; a fit's stays there."""
         off = None if self.verbose and not hidden else True
         return Bar(total=total, miniters=0, desc=what, bar_format=bar_format, disable=off, leave=what == "fit")
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Tell the phases of a call and their shares of its time; inside of another call they are part of that."""
+        if self._phases is not None:
+            yield
+            return
+        try:
+            with Phases(what, self.verbose) as self._phases:
+                yield
+        finally:
+            self.__dict__.pop("_phases", None)
+
+    def _phase(self, name: str) -> None:
+        """Name what begins now."""
+        if self._phases is not None:
+            self._phases(name)
 
     def _set_fitted(self, parts: saved.Fitted, to_measure: tuple[outliers.Unseen, bool] | None = None) -> None:
         """Take over all that a fit found, at once."""
@@ -309,10 +349,16 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
 
     def _sample(self, model: OnReference, n: int, generator: torch.Generator) -> Array:
         low, n_steps = self.levels_.sigma_min, as_count(self.sampling_steps, "sampling_steps")
+        self._phase("fitting the sampler")  # where it was not before
+
+        def advance(state: samplers.State) -> None:
+            self._phase("drawing")
+            bar.update(int(state.step > 0))
+
         with self._bar("sample", math.ceil(n / ROWS_AT_A_TIME) * n_steps) as bar:
             z = samplers.sample(
                 model, n, n_steps, sigma_max=self.levels_.sigma_max, sigma_min=low, generator=generator,
-                batch_size=ROWS_AT_A_TIME, callback=lambda state: bar.update(int(state.step > 0)),
+                batch_size=ROWS_AT_A_TIME, callback=advance,
             )  # fmt: skip
         with torch.no_grad():
             parts = [model.denoise(z[rows], Gaussian(low)).cpu() for rows in _slices(n)]
@@ -586,6 +632,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         """Rows that were not trained on, with their log-densities."""
         self._fitted()
         if self._unseen.log_prob is None:
+            self._phase("held-out log-densities")
             generator = generator_from(self.random_state, device_from(self.device))
             with threads(self.n_jobs):
                 self._unseen = outliers.measured(self, self._unseen, None, generator)
@@ -600,6 +647,7 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         """
         self._fitted()
         if self._to_measure is not None:
+            self._phase("score error")
             generator = generator_from(self.random_state, device_from(self.device))
             rows, ordered = self._to_measure
             with threads(self.n_jobs):
@@ -651,6 +699,8 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
 
     def _fitted(self) -> OnReference:
         if not hasattr(self, "model_"):
+            from sklearn.exceptions import NotFittedError
+
             raise NotFittedError("ScoreDensity: not fitted yet, call fit first")
         model: OnReference = self.model_
         return model
@@ -670,12 +720,14 @@ class ScoreDensity(BaseEstimator):  # type: ignore[misc]
         """
         self._fitted()
         checkpoints.check_destination(path)
-        self._measured()
-        _ = self.score_error_
-        checkpoints.save(path, *saved.parts_of(self))
+        with self._told("save"):
+            self._measured()
+            _ = self.score_error_
+            self._phase("saving")
+            checkpoints.save(path, *saved.parts_of(self))
 
     @classmethod
-    def load(cls, path: str | Path) -> ScoreDensity:
+    def load(cls: type[E], path: str | Path) -> E:
         """Read a saved model. Nothing is unpickled.
 
         Raises:

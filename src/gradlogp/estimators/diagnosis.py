@@ -22,7 +22,7 @@ from gradlogp.models import ClosedForm, OnReference, Reference
 from gradlogp.training import NoiseLevels
 
 if TYPE_CHECKING:
-    from gradlogp.estimators.density import ScoreDensity
+    from gradlogp.estimators.density import DensityEstimator
 
 N_LEVELS = 12
 MOST_LEVELS = 10_000
@@ -70,7 +70,7 @@ def held_out_error(
 
 
 def diagnose(
-    est: ScoreDensity, x_test: Any, x_train: Any, groups: Any, out: str | Path | None, n_levels: object, state: Any
+    est: DensityEstimator, x_test: Any, x_train: Any, groups: Any, out: str | Path | None, n_levels: object, state: Any
 ) -> Audit:
     """:meth:`gradlogp.ScoreDensity.diagnose`, with the state of its draws."""
     if out is not None:
@@ -97,12 +97,12 @@ def _rival(model: OnReference) -> Reference:
     return model.reference if isinstance(model, ClosedForm) else model.skip
 
 
-def _rows(est: ScoreDensity, x: Any, name: str, least: int) -> Tensor:
+def _rows(est: DensityEstimator, x: Any, name: str, least: int) -> Tensor:
     """Rows in the model's units."""
     return est.units_.checked(est.schema_.check(x, name, min_rows=least).values, est.schema_, name)
 
 
-def _view(est: ScoreDensity) -> View:
+def _view(est: DensityEstimator) -> View:
     units, columns = est.units_, est.schema_.columns
     return View(
         offset=units.offset,

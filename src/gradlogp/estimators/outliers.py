@@ -18,7 +18,7 @@ from gradlogp.estimators.splits import Labels, folds
 from gradlogp.training import Goal, Levels, Recipe, calibrate, train
 
 if TYPE_CHECKING:
-    from gradlogp.estimators.density import ScoreDensity
+    from gradlogp.estimators.density import DensityEstimator
 
 DEFAULT = 0.1  # share of outliers where none is asked for
 ENOUGH = 20  # held-out rows expected below the threshold: with fewer, further models measure the other rows too
@@ -104,14 +104,14 @@ def check_share(share: float | None, labels: Labels) -> None:
         )
 
 
-def asked(est: ScoreDensity, unseen: Unseen) -> float:
+def asked(est: DensityEstimator, unseen: Unseen) -> float:
     """The share of outliers: ``contamination``, or 0.1, or the least that the held-out rows can show."""
     if est.contamination is not None:
         return float(est.contamination)
     return max(DEFAULT, 1 / (unseen.n_independent + 1))
 
 
-def measured(est: ScoreDensity, unseen: Unseen, again: Again | None, generator: torch.Generator) -> Unseen:
+def measured(est: DensityEstimator, unseen: Unseen, again: Again | None, generator: torch.Generator) -> Unseen:
     """Log-densities of unseen rows: those held out, or all, each by a model that was trained without it.
 
     Of rows trained on the density is too large. Those held out place a threshold to √(c/n) for a share c, so where
@@ -128,7 +128,7 @@ def measured(est: ScoreDensity, unseen: Unseen, again: Again | None, generator: 
     return Unseen(None, unseen.labels[:most], densities.log_prob(est, rows, None).value)
 
 
-def _cross_fitted(est: ScoreDensity, again: Again, most: int, generator: torch.Generator) -> Unseen:
+def _cross_fitted(est: DensityEstimator, again: Again, most: int, generator: torch.Generator) -> Unseen:
     """Each row's log-density under a model that was trained without its fold, as long as the model that was kept."""
     labels = torch.from_numpy(np.ascontiguousarray(again.labels))
     n_folds = min(N_FOLDS, int(labels.max()) + 1)

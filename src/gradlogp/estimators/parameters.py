@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import secrets
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
 
 from gradlogp._shapes import MOST, InputError, as_count, as_positive, require_memory, short
 from gradlogp.networks import MOST_BLOCKS
 from gradlogp.samplers.starts import MOST_STEPS
+
+if TYPE_CHECKING:
+    from gradlogp.estimators.density import DensityEstimator
 
 MOST_THREADS = 1024
 # whole numbers >= 1, and the largest; memory may say less
@@ -29,7 +31,7 @@ _MAY_BE_NONE = ("width", "batch_size", "sigma_min", "sigma_max", "max_seconds")
 _BYTES, _COPIES, _PER_BLOCK = 4, 6, 8  # of a number; of the weights in training; of the units that a block keeps
 
 
-def check_parameters(estimator: BaseEstimator) -> None:
+def check_parameters(estimator: DensityEstimator) -> None:
     """Refuse a constructor argument that cannot be used."""
     values: dict[str, Any] = estimator.get_params(deep=False)
     given = {name: value for name, value in values.items() if value is not None or name not in _MAY_BE_NONE}
@@ -37,9 +39,9 @@ def check_parameters(estimator: BaseEstimator) -> None:
         as_count(given[name] if isinstance(given[name], int | np.integer) else None, name, most=_COUNTS[name])
     for name in ("sigma_min", "sigma_max", "learning_rate", "max_seconds"):
         if name in given:
-            value = as_positive(given[name], name)
-            if name.startswith("sigma") and not SIGMAS[0] <= value <= SIGMAS[1]:
-                raise InputError(f"{name}: got {value:g}, want {SIGMAS[0]:g} to {SIGMAS[1]:g}, as float32 allows")
+            size = as_positive(given[name], name)
+            if name.startswith("sigma") and not SIGMAS[0] <= size <= SIGMAS[1]:
+                raise InputError(f"{name}: got {size:g}, want {SIGMAS[0]:g} to {SIGMAS[1]:g}, as float32 allows")
     _check_threads(estimator.n_jobs)
     for name, value in (("validation_fraction", estimator.validation_fraction), ("dropout", estimator.dropout)):
         if value is not None and not (_is_number(value) and 0 <= value < 1):

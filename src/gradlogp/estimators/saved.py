@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradlogp import samplers
+from gradlogp import checkpoints, samplers
 from gradlogp._shapes import InputError, short
 from gradlogp.data import Grid, Schema
 from gradlogp.diagnostics import Estimate, ScoreError, SelfCheck
 from gradlogp.estimators import diagnosis
-from gradlogp.estimators.building import FADE, new_network, put_together
+from gradlogp.estimators.building import FADE, put_together
 from gradlogp.estimators.outliers import Unseen
+from gradlogp.estimators.summary import summary
 from gradlogp.estimators.units import Units
 from gradlogp.models import (
     N_GATES,
@@ -30,7 +31,7 @@ from gradlogp.oracles import GaussianMixture
 from gradlogp.training import NoiseLevels, Record
 
 if TYPE_CHECKING:
-    from gradlogp.estimators.density import ScoreDensity
+    from gradlogp.estimators.density import DensityEstimator
 
 MOST_PLANS, MOST_STEPS = 100, 10_000  # of the sampler that are saved, and steps of one
 NETWORK, MIXTURES = "network.", "model.parts."
@@ -57,7 +58,7 @@ class Fitted:
     unseen: Unseen
 
 
-def parts_of(estimator: ScoreDensity) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def parts_of(estimator: DensityEstimator) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and configuration of a fitted estimator."""
     parameters = {k: v.item() if isinstance(v, np.generic) else v for k, v in estimator.get_params().items()}
     if not isinstance(parameters["random_state"], int | None):
@@ -75,6 +76,7 @@ def parts_of(estimator: ScoreDensity) -> tuple[dict[str, Tensor], dict[str, Any]
         "score_error": diagnosis.to_json(estimator._score_error),
         "held_out_rows": estimator.n_held_out_,
         "history": [asdict(r) for r in estimator.history_],
+        checkpoints.SUMMARY: [list(line) for line in summary(estimator)],
         "sampling": [_plan_to_json(plan) for plan in _plans(estimator)],
     }
     units = estimator.units_
@@ -84,7 +86,7 @@ def parts_of(estimator: ScoreDensity) -> tuple[dict[str, Tensor], dict[str, Any]
     return tensors | {f"model.{k}": v for k, v in estimator.model_.state_dict().items()}, config
 
 
-def _plans(estimator: ScoreDensity) -> list[samplers.Plan]:
+def _plans(estimator: DensityEstimator) -> list[samplers.Plan]:
     return [plan for plan in samplers.kept_plans(estimator.model_) if plan.fitted][-MOST_PLANS:]
 
 
@@ -195,17 +197,18 @@ def _model(tensors: dict[str, Tensor], network: dict[str, Any] | None) -> OnRefe
         _want(right and bool(((share >= 0) & (share <= 1)).all()), f"{name}, or its shares, out of order or range")
     reference = _closed_form(state)
     if network is not None:
-        depth = network["depth"]
+        depth, width = network["depth"], network["width"]
         _want(type(depth) is int and 0 < depth <= len(state), f"depth {short(depth)} for {len(state)} tensors")
-        with torch.device("meta"):
-            sketch = new_network(network, reference).state_dict()
-        there = {k.removeprefix(NETWORK): v.shape for k, v in state.items()}
-        for name, v in sketch.items():
-            _want(there.get(name) == v.shape, f"{name} of shape {tuple(there.get(name, ()))} for {tuple(v.shape)}")
+        n, coordinates = sum(v.numel() for v in state.values()), reference.reference.mean.numel()
+        right = type(width) is int and math.prod(network["event_shape"]) == coordinates
+        _want(right and 0 < width * max(depth * width, coordinates) <= n, f"width {short(width)} for {n:,} weights")
     model = put_together(network, reference).float()
     while f"parts.{(i := len(model.parts))}.means" in state:
         part = _mixture(state, f"parts.{i}.", model.event_shape)
         model.stack(part, model.gate.at.exp(), model.gate.share)
+    for name, v in model.state_dict().items():
+        there = state[name].shape if name in state else ()
+        _want(there == v.shape, f"{name.removeprefix(NETWORK)} of shape {tuple(there)} for {tuple(v.shape)}")
     model.load_state_dict(state)
     return model.eval()
 

@@ -16,13 +16,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gradlogp._progress import Bar
 from gradlogp._shapes import Batch, InputError, as_count, as_number, as_positive
 from gradlogp.audit import View, check_folder
-from gradlogp.audit.bar import Bar
 from gradlogp.audit.canvas import BLUE, ORANGE, bare, mosaic, new_figure, write
 from gradlogp.data import detect_grid, read
 from gradlogp.diagnostics import Chain, chain
-from gradlogp.estimators import MIN_ROWS, ScoreDensity, Units, deal, row_labels
+from gradlogp.estimators import MIN_ROWS, DensityEstimator, Units, deal, row_labels
 from gradlogp.estimators.parameters import generator_from
 from gradlogp.estimators.units import are_pixels
 from gradlogp.kernels import Gaussian
@@ -204,7 +204,7 @@ def _trained(
     return records
 
 
-def chain_of(est: ScoreDensity, X: Any, sigma: float | None = None, *, seed: int = 0) -> Chain:
+def chain_of(est: DensityEstimator, X: Any, sigma: float | None = None, *, seed: int = 0) -> Chain:
     """The chain of objectives of a fitted estimator on rows, against their own Parzen density, in the model's units.
 
     Args:

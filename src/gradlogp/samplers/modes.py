@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import scipy  # whose parts are imported when first used
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from gradlogp._shapes import Batch, InputError, Rows, as_batch, as_count, as_number, dot, squared_norm
@@ -245,7 +244,8 @@ def _linked(x: Tensor, distance: float) -> Tensor:
         for i in [(_distances(part, one) <= distance).nonzero(as_tuple=True)]
     ]
     i, j = torch.cat(near, 1).cpu().numpy()
-    _, component = connected_components(coo_array((i >= 0, (i, j)), shape=(n, n)), directed=False)
+    pairs = scipy.sparse.coo_array((i >= 0, (i, j)), shape=(n, n))
+    _, component = scipy.sparse.csgraph.connected_components(pairs, directed=False)
     return torch.as_tensor(component, dtype=torch.long, device=x.device)[cell]
 
 
