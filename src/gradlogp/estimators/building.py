@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gradlogp._draws import Seeded
 from gradlogp._shapes import Batch
@@ -36,7 +36,7 @@ def closed_form(rows: Batch, energy: bool) -> Reference:
 
 
 def mixtures(
-    base: Reference, rows: Batch, held_out: Batch, goal: Goal, generator: torch.Generator
+    base: Reference, rows: Batch, held_out: Tensor, goal: Goal, generator: torch.Generator
 ) -> list[GaussianMixture]:
     """Fit Gaussian mixtures, of full and of diagonal covariances, and give those that help when stacked on the base.
 

@@ -178,7 +178,11 @@ class Preconditioned(OnReference):
 
 
 class ClosedForm(OnReference):
-    """A closed-form reference alone, in the place of a model that has learnt something on top of it."""
+    """A closed-form reference alone, in the place of a model that has learned something on top of it."""
+
+    def __init__(self, reference: Reference) -> None:
+        super().__init__(reference)
+        self.network = nn.Identity()  # without parameters, and not called
 
     def learnt(self, z: Batch, c_noise: Rows) -> Batch:  # noqa: ARG002
         """0."""

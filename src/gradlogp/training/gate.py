@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Batch, Rows, as_count, dot, squared_norm
+from gradlogp._shapes import Batch, as_count, dot, squared_norm
 from gradlogp.kernels import Gaussian
 from gradlogp.models import N_GATES, OnReference, ScoreModel, require_gaussian
 from gradlogp.training.levels import Levels
@@ -71,7 +71,7 @@ def best_shares(
     *,
     n_draws: int | None = None,
     generator: torch.Generator | None = None,
-) -> Rows:
+) -> Tensor:
     """The share β of a step N that is best added to a denoiser D, at each of 16 levels: least squares, held back.
 
     β = E⟨x − D, N⟩/E‖N‖², less one standard error over rows, cut to [0, 1].
