@@ -42,7 +42,7 @@ TRAIN, TEST = draws(300, 1), draws(300, 2)
 
 
 def record(step: int, loss: float, left: float, best: bool = True) -> Record:
-    return Record(step, step / 400, loss, loss, 0.01, best, 1.0, left, 0.01, loss - left, 0.01)
+    return Record(step, step / 400, loss, loss, 0.01, best, 1.0, left, 0.01, 0.6 - left, 0.01, loss - left, 0.01)
 
 
 HISTORY = tuple(record(100 * i, loss, loss - 0.3) for i, loss in enumerate((0.9, 0.6, 0.5, 0.45, 0.44)))

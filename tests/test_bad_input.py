@@ -162,6 +162,7 @@ PARAMETERS: dict[str, tuple] = {
     "max_seconds": (0, -5, math.nan, "short", 10**400),
     "patience": (0, 1.5, None, 10**400),
     "energy": ("yes", None, 1),
+    "network": ("mlp", "", 3, True, ["auto"]),
     "objective": ("speed", "", None, LONG),
     "contamination": (0.0, 0.7, -0.1, float("nan"), "auto"),
     "validation_fraction": (0, 1, -0.1, math.nan, None, "half"),

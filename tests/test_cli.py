@@ -144,7 +144,7 @@ def test_fit_says_what_it_did(home, tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
 
 
-PHASES = ["reading", "closed form", "noise levels", "self-check", "training", "gate"]
+PHASES = ["reading", "closed form", "noise levels", "mixtures", "self-check", "training", "gates"]
 SAVING = ["held-out log-densities", "score error", "saving"]
 
 
@@ -482,7 +482,9 @@ def test_info_is_a_table(home, capsys):
 
 def look(step, held_out, progress):
     """Floor 0.5, so that a start at 1 leaves 0.5 to learn."""
-    return Record(step, progress, 1.0, held_out, 0.01, False, step / 100, held_out - 0.5, 0.01, 0.5, 0.01)
+    return Record(
+        step, progress, 1.0, held_out, 0.01, False, step / 100, held_out - 0.5, 0.01, 1 - held_out, 0.01, 0.5, 0.01
+    )
 
 
 @pytest.mark.parametrize(
@@ -501,7 +503,7 @@ def test_what_a_fit_was_worth_and_what_more_would_cost(steps, patience, words):
     history = [look(100 * i, loss, i / (len(steps) - 1)) for i, loss in enumerate(steps)]
     best = min(history, key=lambda r: r.held_out)
     history = [dataclasses.replace(r, best=r.step in (0, best.step)) for r in history]
-    model = types.SimpleNamespace(history_=history, patience=patience, kept_step_=best.step)
+    model = types.SimpleNamespace(history_=history, patience=patience, kept_step_=best.step, network_={})
     told = in_short(model)
     assert re.fullmatch(f"(The network learned )?{words}", told)
     assert told.count(". ") <= 1

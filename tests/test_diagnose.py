@@ -128,9 +128,9 @@ def test_models_without_an_error_are_loaded(home, tmp_path, capsys):
     edit_config(tmp_path / "m", lambda c: c.update(score_error=None))
     few = ScoreDensity.load(tmp_path / "m")
     assert few.score_error_ is None
-    _, out, _ = run(capsys, "info", tmp_path / "m")
-    assert "not measured in fit (stopped, or too few" in out
     few.save(tmp_path / "again")
+    _, out, _ = run(capsys, "info", tmp_path / "again")
+    assert "not measured in fit (stopped, or too few" in out
     ScoreDensity.load(tmp_path / "again")
 
 

@@ -248,3 +248,16 @@ def test_what_follows_from_buffers_follows_when_they_change(g):
     assert torch.equal(one.score(x_t, kernel), want)
     assert torch.equal(copied.score(x_t, kernel), before)
     assert torch.equal(pickle.loads(pickle.dumps(one)).double().float().score(x_t, kernel), want)
+
+
+@pytest.mark.parametrize("width", [1e-2, 1e-3, 1e-4])
+def test_a_narrow_peak_keeps_its_width(width, g):
+    """Nine tenths of the rows are in a normal peak: the components there have its mass and width."""
+    at_peak = torch.rand(6000, generator=g) < 0.9
+    x = torch.where(at_peak, width * torch.randn(6000, generator=g), 3 + torch.randn(6000, generator=g)).double()
+    fitted = Marginals.of_data(x[:, None])
+    near = (fitted.means[0].abs() < 5 * width) & (fitted.log_weights[0] > -10)
+    w = fitted.log_weights[0][near].exp()
+    spread = ((w * (fitted.variances[0][near] + fitted.means[0][near] ** 2)).sum() / w.sum()).sqrt()
+    assert w.sum().item() == pytest.approx(0.9, abs=4 * (0.09 / 6000) ** 0.5)
+    assert spread.item() == pytest.approx(width, rel=0.1)

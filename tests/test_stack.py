@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from contracts.tampering import edit_tensors
 from sklearn.mixture import GaussianMixture as Reference
+from tampering import edit_tensors
 
 from gradlogp import InputError, ScoreDensity
 from gradlogp.kernels import Additive, Gaussian

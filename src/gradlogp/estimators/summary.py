@@ -31,9 +31,9 @@ def measured(est: DensityEstimator) -> Iterator[tuple[str, str]]:
     yield "noise levels", f"{levels.sigma_min:.4g} to {levels.sigma_max:.4g}, {unit(est)}"
     if history:
         best, last, first = kept(history), history[-1], history[0]
-        yield "training", f"{last.step:,} steps in {last.seconds:.1f} s, the best after {best.step:,}"
         loss = f"{best.held_out:.4f} ± {best.held_out_stderr:.1g} (1 is about no skill)"
-        if first.step == 0:
+        if est.network_ is not None:
+            yield "training", f"{last.step:,} steps in {last.seconds:.1f} s, the best after {best.step:,}"
             loss += f"; before training, the closed form alone: {first.held_out:.4f} ± {first.held_out_stderr:.1g}"
         yield "held-out loss", loss
         left = f"at most {best.left:.4f} ± {best.left_stderr:.1g} of it (upper bound on the weighted score error)"

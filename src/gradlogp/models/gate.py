@@ -31,7 +31,7 @@ class Gate(nn.Module):
     def set(self, sigma: Tensor, share: Tensor, data_scale: Tensor) -> Gate:
         """Take shares in [0, 1] at increasing noise levels (alpha = 1)."""
         self.at = (sigma.to(self.at) / data_scale.to(self.at)).log()
-        self.share = share.to(self.share)
+        self.share = share.to(self.share, copy=True)
         return self
 
     def forward(self, c_noise: Rows) -> Rows:

@@ -21,7 +21,7 @@ _N_GROUPS, _N_ITERATIONS = 256, 40
 _LEAST = 1e-12  # least variance taken in a quotient, in units of the largest
 _SPREAD = 2**17  # numbers that a few columns and their components are spread over
 _KNOTS_APART = 0.2  # in log λ, of eigenvalues that are summed over
-_NARROWEST = 0.005  # the least standard deviation of a component, in units of its column's
+_NARROWEST = 2e-5  # the least standard deviation of a component, in units of its column's: a peak may be narrow
 
 Component = tuple[Tensor, Tensor, Tensor]  # means, variances, log weights of one mixture, (V,) each
 
