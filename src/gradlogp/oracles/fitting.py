@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from gradlogp._shapes import Batch, as_batch, as_count
 from gradlogp.oracles.mixture import GaussianMixture
 
 _ITERATIONS, _LLOYD = 60, 5
+_NUMBERS = 2**21  # products of coordinates at a time
 _TOLERANCE = 1e-3  # nats a row that an iteration must bring
 
 
@@ -46,57 +49,76 @@ def fit_mixture(
     """
     x = as_batch(x)
     k = as_count(n_components, "n_components", least=1, most=len(x))
-    rows, event = x.detach().flatten(1).double(), tuple(x.shape[1:])
-    n, d = rows.shape
-    centered = rows - rows.mean(0)
-    whole = centered.T @ centered / n if full else centered.square().mean(0)
+    flat, event = x.detach().flatten(1).double(), tuple(x.shape[1:])
+    offset = flat.mean(0)
+    rows, (n, d) = flat - offset, flat.shape
+    whole = rows.T @ rows / n if full else rows.square().mean(0)
     count = (d if full else 1) + 2.0
     prior = whole * (count / k ** (2 / d))
-    least = max(floor, 1e-12 * centered.square().mean().item(), torch.finfo(rows.dtype).tiny)
+    least = max(floor, 1e-12 * rows.square().mean().item(), torch.finfo(rows.dtype).tiny)
+    floors = least * torch.eye(d, dtype=rows.dtype, device=rows.device) if full else least
 
-    def maximized(r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        total = r.sum(0)
-        means = (r.T @ rows) / total.clamp_min(1e-12)[:, None]
-        scale = (total + count)[:, None]
-        if not full:
-            second = (r.T @ rows.square()) - total[:, None] * means.square()
-            return total, means, (second.clamp_min(0) + prior) / scale + least
-        parts = []
-        for weight, mean in zip(r.T, means, strict=True):
-            some = weight > 1e-8
-            v = (rows[some] - mean) * weight[some].sqrt()[:, None]
-            parts.append(v.T @ v)
-        eye = least * torch.eye(d, dtype=rows.dtype, device=rows.device)
-        return total, means, (torch.stack(parts) + prior) / scale[:, :, None] + eye
+    def maximized(moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        total, first, second = moments.split([1, d, moments.shape[1] - d - 1], dim=1)
+        means = first / total.clamp_min(1e-12)
+        between = total * (_products(means) if full else means.square())
+        covariances = (second - between).reshape(-1, *whole.shape) if full else (second - between).clamp_min(0)
+        scale = total[:, :, None] if full else total
+        return total[:, 0], means, (covariances + prior) / (scale + count) + floors
 
-    total, means, covariances = maximized(_nearest(rows, _centers(rows, k, generator)))
+    centers = _centers(rows, k, generator)
+    _, moments = _moments(rows, full, lambda part, _: _nearest(part, centers))
+    total, means, covariances = maximized(moments)
     before = -math.inf
     for _ in range(_ITERATIONS):
-        log_joint = (total.clamp_min(1e-12) / n).log() + _log_normal(rows, means, covariances)
-        log_likelihood = torch.logsumexp(log_joint, 1).mean().item()
-        total, means, covariances = maximized(torch.softmax(log_joint, 1))
+        natural = _natural((total.clamp_min(1e-12) / n).log(), means, covariances)
+        log_likelihood, moments = _moments(rows, full, partial(_log_joint, natural))
+        total, means, covariances = maximized(moments)
         if log_likelihood < before + _TOLERANCE:
             break
         before = log_likelihood
     used = total > 1e-6 * n
     shape = (int(used.sum()), *event)
     kept = covariances[used] if full else covariances[used].reshape(shape)
-    return GaussianMixture(total[used] / n, means[used].reshape(shape).to(x.dtype), kept)
+    return GaussianMixture(total[used] / n, (means[used] + offset).reshape(shape).to(x.dtype), kept)
 
 
-def _log_normal(rows: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
-    """log N(x_i; m_k, S_k), ``(N, K)``."""
-    d = rows.shape[1]
+def _moments(rows: Tensor, full: bool, logits: Callable[[Tensor, Tensor], Tensor]) -> tuple[float, Tensor]:
+    """The mean log-likelihood, and Σ_i r_ik (1, x_i, x_i x_iᵀ), ``(K, F)``, for r the softmax of the logits."""
+    parts = []
+    for some in rows.split(max(1, _NUMBERS // rows.shape[1] ** 2)):
+        second = _products(some) if full else some.square()
+        features = torch.cat([torch.ones_like(some[:, :1]), some, second], dim=1)
+        scores = logits(some, features)
+        normalizer = torch.logsumexp(scores, dim=1, keepdim=True)
+        parts.append((normalizer.sum(), torch.exp(scores - normalizer).T @ features))
+    total, moments = (torch.stack(v).sum(0) for v in zip(*parts, strict=True))
+    return total.item() / len(rows), moments
+
+
+def _log_joint(natural: Tensor, _: Tensor, features: Tensor) -> Tensor:
+    """log w_k N(x_i; m_k, S_k), ``(N, K)``."""
+    return features @ natural
+
+
+def _natural(log_weights: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
+    """Coefficients of (1, x, x xᵀ) in log w_k N(x; m_k, S_k), ``(F, K)``."""
+    k, d = means.shape
     if covariances.ndim == 2:
         precision = 1 / covariances
-        squares = rows.square() @ precision.T - 2 * rows @ (precision * means).T + (precision * means.square()).sum(1)
-        return -0.5 * (squares + covariances.log().sum(1) + d * math.log(2 * math.pi))
-    root = torch.linalg.cholesky(covariances)
-    white = torch.linalg.solve_triangular(root, torch.eye(d, dtype=rows.dtype, device=rows.device), upper=False)
-    y = torch.einsum("ni,kji->nkj", rows, white) - torch.einsum("ki,kji->kj", means, white)
-    log_determinant = root.diagonal(dim1=1, dim2=2).log().sum(1)
-    log_normal: Tensor = -0.5 * (y.square().sum(2) + d * math.log(2 * math.pi)) - log_determinant
-    return log_normal
+        slope, log_determinant, second = precision * means, covariances.log().sum(1), precision
+    else:
+        root = torch.linalg.cholesky(covariances)
+        precision = torch.cholesky_inverse(root)
+        slope = (precision @ means[:, :, None])[:, :, 0]
+        log_determinant, second = 2 * root.diagonal(dim1=1, dim2=2).log().sum(1), precision.reshape(k, d * d)
+    constant = log_weights - 0.5 * ((slope * means).sum(1) + log_determinant + d * math.log(2 * math.pi))
+    return torch.cat([constant[:, None], slope, -0.5 * second], dim=1).T
+
+
+def _products(rows: Tensor) -> Tensor:
+    """x xᵀ of each row, ``(N, D²)``."""
+    return (rows[:, :, None] * rows[:, None, :]).flatten(1)
 
 
 def _centers(rows: Tensor, k: int, generator: torch.Generator | None) -> Tensor:
@@ -111,12 +133,12 @@ def _centers(rows: Tensor, k: int, generator: torch.Generator | None) -> Tensor:
         least = torch.minimum(least, (rows - rows[drawn]).square().sum(1))
     centers = rows[index]
     for _ in range(_LLOYD):
-        r = _nearest(rows, centers)
+        r = _nearest(rows, centers).exp()
         centers = torch.where(r.sum(0)[:, None] > 0, (r.T @ rows) / r.sum(0).clamp_min(1)[:, None], centers)
     return centers
 
 
 def _nearest(rows: Tensor, centers: Tensor) -> Tensor:
-    """1 at the nearest center of each row, ``(N, K)``."""
-    squares = centers.square().sum(1) - 2 * rows @ centers.T
-    return torch.eye(len(centers), dtype=rows.dtype, device=rows.device)[squares.argmin(1)]
+    """0 at the nearest center of each row, −∞ at the others, ``(N, K)``."""
+    nearest = (centers.square().sum(1) - 2 * rows @ centers.T).argmin(1)
+    return torch.full((len(rows), len(centers)), -math.inf).to(rows).scatter(1, nearest[:, None], 0.0)
