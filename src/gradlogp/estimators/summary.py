@@ -62,9 +62,9 @@ def in_short(est: DensityEstimator, steps: str = "--steps ") -> str:
         return f"This is {closed_form(est)}. A network may learn what that leaves."
     if best.step == 0:
         return NOT_KEPT if ended else f"{NOT_KEPT.partition('. ')[0]}. More steps or rows may change that."
-    part = max(0.0, (first.held_out - best.held_out) / (first.held_out - best.floor))
+    part, stderr = best.gain / first.left, best.gain_stderr / first.left
     much = "little" if part < LITTLE else "much"
-    worth = f"The network learned {much}: at least {part:.0%} of what the closed form leaves to learn."
+    worth = f"The network learned {much}: at least {part:.0%} ± {stderr:.0%} of what the closed form leaves to learn."
     if ended:
         return f"{worth} More steps would hardly help; more rows may."
     if last.progress < 1 or best.step < 0.8 * last.step:
