@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,13 @@ from sklearn.mixture import GaussianMixture as Reference
 from tampering import edit_tensors
 
 from gradlogp import InputError, ScoreDensity
+from gradlogp.estimators.building import mixtures
 from gradlogp.kernels import Additive, Gaussian
 from gradlogp.models import ClosedForm, GaussianReference, MarginalReference, Preconditioned
 from gradlogp.networks import ResidualMLP
 from gradlogp.objectives import DenoisingScoreMatching
 from gradlogp.oracles import GaussianMixture, fit_mixture
-from gradlogp.training import HeldOut, NoiseLevels, WeightedLoss, best_shares, calibrate, kept, train
+from gradlogp.training import Goal, HeldOut, NoiseLevels, WeightedLoss, best_shares, calibrate, kept, train
 
 F64 = torch.float64
 
@@ -276,6 +279,14 @@ def test_a_stack_that_cannot_be_is_refused(closed, tmp_path, what):
     edit_tensors(tmp_path / "m", TENSORS[what])
     with pytest.raises(InputError, match="does not fit together"):
         ScoreDensity.load(tmp_path / "m")
+
+
+def test_no_mixture_is_begun_after_the_time_for_it(rows, g):
+    x = torch.from_numpy(rows).float()
+    goal = Goal.score(NoiseLevels(0.05, 5.0))
+    base = MarginalReference.of_data(x[80:])
+    assert len(mixtures(base, x[80:], x[:80], goal, g)) > 0
+    assert mixtures(base, x[80:], x[:80], goal, g, until=time.perf_counter()) == []
 
 
 def test_networks_that_are_none(rows):

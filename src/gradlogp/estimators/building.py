@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import torch
@@ -36,12 +37,17 @@ def closed_form(rows: Batch, energy: bool) -> Reference:
 
 
 def mixtures(
-    base: Reference, rows: Batch, held_out: Tensor, goal: Goal, generator: torch.Generator
+    base: Reference,
+    rows: Batch,
+    held_out: Tensor,
+    goal: Goal,
+    generator: torch.Generator,
+    until: float = math.inf,
 ) -> list[GaussianMixture]:
     """Fit Gaussian mixtures, of full and of diagonal covariances, and give those that help when stacked on the base.
 
     Each has the number of components, 2, 4, …, that leaves least of the held-out loss; one more doubling that
-    brings less than 0.1 % of that is the last.
+    brings less than 0.1 % of that is the last, and none is begun after ``until`` (of time.perf_counter()).
     """
     loss = WeightedLoss(DenoisingScoreMatching(), base.reference, None, goal.weight)
     look = HeldOut(held_out, goal.levels, loss, seed=0)
@@ -53,6 +59,8 @@ def mixtures(
         most = min(MOST_COMPONENTS, len(fitted) // ROWS_A_COMPONENT, MOST_MEANS // d)
         most = min(most, MOST_COVARIANCES // d**2) if full else most
         for k in (2**i for i in range(1, most.bit_length())):
+            if time.perf_counter() > until:
+                break
             mixture = fit_mixture(fitted, k, full=full, floor=floor, generator=generator)
             seen = look(mixture)
             tried.append((seen.left, mixture))

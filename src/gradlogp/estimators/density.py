@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 import math
 import sys
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,6 +43,7 @@ ROW_BYTES = 20  # of a number that is drawn: as the model's, twice, and as the d
 FEW_ROWS_AT_A_TIME = 64  # where a row takes long
 CHECK_DRAWS = 128, 1024  # of the self-check before training; a broken loss is tens of standard errors off
 ORDER_ROWS = 10**5  # whose order is looked at
+FOR_MIXTURES = 0.25  # of max_seconds, at most, until the last mixture is begun
 CHECK_NUMBERS = 2**15  # fewer draws of many coordinates
 
 
@@ -65,8 +68,8 @@ class DensityEstimator:
             :class:`gradlogp.training.Recipe`.
         batch_size: rows a step (None: 512 below 16 coordinates, else 256).
         dropout: share of hidden units dropped in training; None: more, the fewer rows there are a coordinate.
-        max_seconds: end the training by then at the latest (None: no limit). A limit makes results depend on the
-            machine's speed.
+        max_seconds: end the training so long after the start of ``fit`` at the latest (None: no limit). A limit makes
+            results depend on the machine's speed.
         patience: looks at the held-out rows that bring less than 0.1 % of the loss before training stops; looks come
             every 25 steps, from 400 on every eighth of the steps so far.
         validation_fraction: share of the rows held out.
@@ -211,6 +214,7 @@ class DensityEstimator:
             Bar.write(f"fit: {in_short(self, 'n_steps=')}", file=sys.stderr)
 
     def _fit_steps(self, X: Any, groups: Any) -> Generator[Record, None, None]:
+        begin = time.perf_counter()
         self._phase("reading")
         table = read(X, min_rows=MIN_ROWS)
         width = table.values[0].size
@@ -235,13 +239,15 @@ class DensityEstimator:
             network = network_sizes(rows, self.width, self.depth, self.dropout)
             check_memory(rows[0].numel(), int(network["width"]), int(self.depth), recipe.batch_size, generator.device)
         self._phase("mixtures")
-        parts = [] if self.energy else mixtures(reference, rows, held_out, goal, generator)
+        until = begin + FOR_MIXTURES * recipe.max_seconds
+        parts = [] if self.energy else mixtures(reference, rows, held_out, goal, generator, until)
         self._phase("self-check")
         model = _new_model(network, reference, rows, generator)
         check = _checked(model, rows, generator)
         unseen = outliers.Unseen(held_out.cpu(), torch.from_numpy(labels)[order[:cut].cpu()])
         fitted = saved.Fitted(model, network, table.schema, grid, units, levels, [], check, None, len(held_out), unseen)
         to_measure = unseen, groups is None and _ordered(z, labels)
+        recipe = replace(recipe, max_seconds=max(1e-3, begin + recipe.max_seconds - time.perf_counter()))
         steps = train(model, rows, held_out, levels=goal.levels, recipe=recipe, parts=parts, generator=generator)
         self._phase("training")
         try:
