@@ -619,3 +619,16 @@ def test_groups_are_a_column_of_labels(tmp_path, capsys, extension):
     assert est.score_error_.n_independent == 4
     assert main(["fit", str(path), "--out", model, "--groups", "dya"]) == 2
     assert "did you mean 'day'?" in capsys.readouterr().err
+
+
+def test_the_closed_form_alone(home, tmp_path, capsys):
+    out, err = run(capsys, "fit", home / "data.csv", "--out", tmp_path / "m", "--closed-form")
+    assert "training" not in out
+    assert re.search("^in short +This is a Gaussian with the columns' marginals", out, re.MULTILINE)
+    assert "No step of training was kept" not in out + err
+    out, _ = run(capsys, "info", tmp_path / "m")
+    assert re.search("^network +none$", out, re.MULTILINE)
+    run(capsys, "sample", tmp_path / "m", "-n", 3, "--out", tmp_path / "s.csv")
+    assert len((tmp_path / "s.csv").read_text().splitlines()) == 4
+    assert main(["fit", str(home / "data.csv"), "--out", str(tmp_path / "n"), "--closed-form", "--energy"]) == 2
+    assert "--energy: got True without a network, want a network" in capsys.readouterr().err

@@ -292,7 +292,7 @@ def test_no_mixture_is_begun_after_the_time_for_it(rows, g):
 def test_networks_that_are_none(rows):
     with pytest.raises(InputError, match="network: got 'mlp', want 'auto', or None"):
         ScoreDensity(network="mlp").fit(rows)
-    with pytest.raises(InputError, match="energy: got True with network=None"):
+    with pytest.raises(InputError, match="energy: got True without a network, want a network"):
         ScoreDensity(network=None, energy=True).fit(rows)
 
 

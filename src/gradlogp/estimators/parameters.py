@@ -55,7 +55,7 @@ def check_parameters(estimator: DensityEstimator) -> None:
     if estimator.network is not None and not (isinstance(estimator.network, str) and estimator.network == "auto"):
         raise InputError(f"network: got {short(estimator.network)}, want 'auto', or None for the closed form alone")
     if estimator.network is None and estimator.energy:
-        raise InputError("energy: got True with network=None, want a network: an energy is learnt")
+        raise InputError("energy: got True without a network, want a network, which learns it")
     if not isinstance(estimator.energy, bool | np.bool_):
         raise InputError(f"energy: got {short(estimator.energy)}, want True or False")
     if not isinstance(estimator.objective, str) or estimator.objective not in ("score", "likelihood"):
