@@ -156,14 +156,32 @@ LEVELS = NoiseLevels(0.1, 3.0)
 def test_the_share_is_the_least_squares_slope_less_its_error(g):
     """With D = 0 and N = c·E[x | x_t] the best share is 1/c: the residual of the posterior mean is orthogonal to it."""
     x, p = truth().sample(4000, generator=g), truth()
+
+    def scaled(c):
+        return lambda x_t, kernel, _: c * p.denoise(x_t, kernel)
+
     for c in (1.5, 3.0):
-        shares = best_shares(
-            lambda x_t, k, c=c: (torch.zeros_like(x_t), c * p.denoise(x_t, k)), x, LEVELS, n_draws=4000, generator=g
-        )
+        (shares,) = best_shares(lambda x_t, _: torch.zeros_like(x_t), [scaled(c)], x, LEVELS, n_draws=4000, generator=g)
         assert bool((shares < 1 / c + 0.02).all())
         assert bool((shares > 1 / c - 0.05).all())
-    wrong = best_shares(lambda x_t, k: (torch.zeros_like(x_t), -p.denoise(x_t, k)), x, LEVELS, generator=g)
+    wrong = best_shares(lambda x_t, _: torch.zeros_like(x_t), [scaled(-1.0)], x, LEVELS, generator=g)
     assert bool((wrong == 0).all())
+
+
+def test_shares_are_of_what_the_steps_before_have_left(g):
+    """A half of E[x | x_t], and then the rest of the way towards it: 1 and 1; the same half once more brings 1 too."""
+    x, p = truth().sample(4000, generator=g), truth()
+
+    def half(x_t, kernel, _):
+        return 0.5 * p.denoise(x_t, kernel)
+
+    def rest(x_t, kernel, denoised):
+        return p.denoise(x_t, kernel) - denoised
+
+    for steps in ([half, rest], [half, half]):
+        found = best_shares(lambda x_t, _: torch.zeros_like(x_t), steps, x, LEVELS, n_draws=4000, generator=g)
+        assert found.shape == (2, 16)
+        assert bool((found > 0.9).all())
 
 
 def test_a_look_at_a_stack_is_that_of_what_it_comes_to(g):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -49,36 +50,37 @@ def calibrate(
     model.unstack()
     model.set_gate(sigma, torch.ones(N_GATES))
 
-    def learnt(x_t: Batch, kernel: Gaussian) -> tuple[Batch, Batch]:
-        return model.skip.denoise(x_t, kernel), model.correction(x_t, kernel)
+    def learned(x_t: Tensor, kernel: Gaussian, _: Tensor) -> Tensor:
+        return model.correction(x_t, kernel)
 
-    model.set_gate(sigma, best_shares(learnt, held_out, levels, n_draws=n_draws, generator=generator))
-    for part in parts:
+    def towards(part: ScoreModel, x_t: Tensor, kernel: Gaussian, denoised: Tensor) -> Tensor:
+        return model.skip.project(part.denoise(x_t, kernel) - denoised)
 
-        def further(x_t: Batch, kernel: Gaussian, part: ScoreModel = part) -> tuple[Batch, Batch]:
-            below = model.denoise(x_t, kernel)
-            return below, model.skip.project(part.denoise(x_t, kernel) - below)
-
-        shares = best_shares(further, held_out, levels, n_draws=n_draws, generator=generator)
+    steps: list[Callable[[Tensor, Gaussian, Tensor], Tensor]] = [learned, *(partial(towards, part) for part in parts)]
+    own, *others = best_shares(model.skip.denoise, steps, held_out, levels, n_draws=n_draws, generator=generator)
+    model.set_gate(sigma, own)
+    for part, shares in zip(parts, others, strict=True):
         if bool((shares > _NEGLIGIBLE).any()):
             model.stack(part, sigma, shares)
 
 
 def best_shares(
-    parts: Callable[[Batch, Gaussian], tuple[Batch, Batch]],
+    denoise: Callable[[Tensor, Gaussian], Tensor],
+    steps: Sequence[Callable[[Tensor, Gaussian, Tensor], Tensor]],
     held_out: Batch,
     levels: Levels,
     *,
     n_draws: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The share β of a step N that is best added to a denoiser D, at each of 16 levels: least squares, held back.
+    """The shares β_i of steps N_i that are best made from a denoiser D, at each of 16 levels, ``(len(steps), 16)``.
 
-    β = E⟨x − D, N⟩/E‖N‖², less one standard error over rows, cut to [0, 1].
+    In turn, D ← D + β_i·N_i(x_t, D) with β_i = E⟨x − D, N_i⟩/E‖N_i‖², less one standard error over rows, cut to [0, 1].
 
     Args:
-        parts: gives D and N.
-        held_out: rows that neither was fitted to.
+        denoise: (x_t, kernel) -> D.
+        steps: (x_t, kernel, D) -> N_i.
+        held_out: rows that none of them was fitted to.
         levels: their ends are those of the 16 levels, which are even in log σ.
         n_draws: see :func:`calibrate`.
         generator: source of the draws.
@@ -89,12 +91,16 @@ def best_shares(
     n, rows = len(x), x.repeat(math.ceil(n_draws / len(x)), *(1,) * (x.ndim - 1))
     shares = []
     for s in _gate_levels(levels):
-        x_t, kernel = Gaussian(s).sample(rows, generator=generator), Gaussian(s)
+        kernel = Gaussian(s)
+        x_t = kernel.sample(rows, generator=generator)
         with torch.no_grad():
-            denoised, part = parts(x_t, kernel)
-        xy, xx = (v.double().reshape(-1, n).sum(0) for v in (dot(rows - denoised, part), squared_norm(part)))
-        shares.append(shrunk_slope(xy, xx))
-    return torch.stack(shares)
+            denoised = denoise(x_t, kernel)
+            for move in steps:
+                part = move(x_t, kernel, denoised)
+                xy, xx = (v.double().reshape(-1, n).sum(0) for v in (dot(rows - denoised, part), squared_norm(part)))
+                shares.append(shrunk_slope(xy, xx))
+                denoised = denoised + shares[-1].to(part) * part
+    return torch.stack(shares).reshape(N_GATES, len(steps)).T
 
 
 def _gate_levels(levels: Levels) -> Tensor:
