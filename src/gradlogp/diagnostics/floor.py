@@ -96,7 +96,7 @@ def _by_cubature(oracle: Oracle, kernel: Kernel) -> Estimate:
     def integrand(u: np.ndarray) -> np.ndarray:
         x_t = torch.from_numpy(centre + unit * u).reshape(-1, *event)
         density, score = oracle.log_prob(x_t, kernel).exp(), oracle.score(x_t, kernel)
-        values: Tensor = unit * density * squared_norm(score)
+        values: torch.Tensor = unit * density * squared_norm(score)
         return np.asarray(values.nan_to_num(0.0, 0.0, 0.0))
 
     total, error = _integral(integrand, *_limits(oracle, kernel))

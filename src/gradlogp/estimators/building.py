@@ -54,7 +54,7 @@ def mixtures(
     fitted, d = rows[:FITTED_ROWS], rows[0].numel()
     floor = goal.levels.sigma_min**2
     found = list[tuple[float, GaussianMixture]]()
-    for full in (True, False):
+    for full in (True, False) if d > 1 else (True,):
         tried = list[tuple[float, GaussianMixture]]()
         most = min(MOST_COMPONENTS, len(fitted) // ROWS_A_COMPONENT, MOST_MEANS // d)
         most = min(most, MOST_COVARIANCES // d**2) if full else most

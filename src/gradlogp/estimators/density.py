@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -70,8 +70,8 @@ class DensityEstimator:
         dropout: share of hidden units dropped in training; None: more, the fewer rows there are a coordinate.
         max_seconds: end the training so long after the start of ``fit`` at the latest (None: no limit). A limit makes
             results depend on the machine's speed.
-        patience: looks at the held-out rows that bring less than 0.1 % of the loss before training stops; looks come
-            every 25 steps, from 400 on every eighth of the steps so far.
+        patience: looks at the held-out rows that bring less than 0.1 % of the loss, or than half a standard error,
+            before training stops; looks come every 25 steps, from 400 on every eighth of the steps so far.
         validation_fraction: share of the rows held out.
         sampling_steps: steps of the sampler, one call of the network each, and one more to denoise.
         device: "cpu", "cuda", …; None takes a GPU where there is one.
@@ -211,7 +211,8 @@ class DensityEstimator:
                 with threads(self.n_jobs):
                     steps.close()
         if own and self.verbose:
-            Bar.write(f"fit: {in_short(self, 'n_steps=')}", file=sys.stderr)
+            with suppress(OSError, ValueError, AttributeError):  # a terminal that has gone
+                Bar.write(f"fit: {in_short(self, 'n_steps=')}", file=sys.stderr)
 
     def _fit_steps(self, X: Any, groups: Any) -> Generator[Record, None, None]:
         begin = time.perf_counter()
@@ -378,7 +379,7 @@ class DensityEstimator:
         """
         return self._plan(self._fitted()).accuracy
 
-    def _plan(self, model: Preconditioned) -> samplers.Plan:
+    def _plan(self, model: OnReference) -> samplers.Plan:
         """The sampler fitted to the model; new only if there is none yet for so many steps."""
         low, high = float(self.levels_.sigma_min), float(self.levels_.sigma_max)
         n_steps = as_count(self.sampling_steps, "sampling_steps")

@@ -77,7 +77,8 @@ def _score_error(est: DensityEstimator) -> str:
     """How far the score is from the true one, on which rows."""
     error, n = est._score_error, est.n_held_out_
     if error is not None:
-        rows = f"{error.n_rows:,} held-out rows, which also chose when to stop"
+        chose = "the mixtures" if est.network_ is None else "when to stop"
+        rows = f"{error.n_rows:,} held-out rows, which also chose {chose}"
         return f"{str(error).removeprefix('score error ')} (all levels together; {rows})"
     few = f"(stopped, or too few of its {n} held-out rows, or groups of them)"
     return f"not measured in fit {few}: see gradlogp diagnose"

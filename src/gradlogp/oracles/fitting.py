@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from gradlogp._shapes import Batch, as_batch, as_count
+from gradlogp._shapes import Batch, InputError, as_batch, as_count
 from gradlogp.oracles.mixture import GaussianMixture
 
 _ITERATIONS, _LLOYD = 60, 5
@@ -29,9 +29,9 @@ def fit_mixture(
 
     Each covariance is the mean of what its rows say and of a prior that counts for ν rows:
 
-        S_k = (Σ_i r_ik (x_i − m_k)(x_i − m_k)ᵀ + ν·S/K^(2/D)) / (Σ_i r_ik + ν) + floor·I
+        S_k = (Σ_i r_ik (x_i − m_k)(x_i − m_k)ᵀ + ν·S) / (Σ_i r_ik + ν) + floor·I
 
-    with S the covariance of all rows, so that K pieces of that volume fill it, and ν = D + 2, or 3 for a diagonal: no
+    with S the covariance within the first clusters, of all of them together, and ν = D + 2, or 3 for a diagonal: no
     component collapses on a row.
 
     Args:
@@ -42,7 +42,7 @@ def fit_mixture(
         generator: source of the first centers.
 
     Raises:
-        InputError: more components than rows, or rows that are not finite.
+        InputError: more components than rows, rows whose squares are not finite, or a negative floor.
 
     Reference: Dempster, Laird and Rubin (1977); Arthur and Vassilvitskii (2007), "k-means++"; Fraley and Raftery
     (2007), "Bayesian regularization for normal mixture estimation", for the prior.
@@ -52,22 +52,27 @@ def fit_mixture(
     flat, event = x.detach().flatten(1).double(), tuple(x.shape[1:])
     offset = flat.mean(0)
     rows, (n, d) = flat - offset, flat.shape
-    whole = rows.T @ rows / n if full else rows.square().mean(0)
+    if not math.isfinite(rows.square().sum().item()) or not 0 <= floor < math.inf:
+        got = f"floor {floor:g}, and rows of up to {rows.abs().max().item():.3g}"
+        raise InputError(f"fit_mixture: got {got}, want a floor that is not negative and rows whose squares are finite")
     count = (d if full else 1) + 2.0
-    prior = whole * (count / k ** (2 / d))
     least = max(floor, 1e-12 * rows.square().mean().item(), torch.finfo(rows.dtype).tiny)
     floors = least * torch.eye(d, dtype=rows.dtype, device=rows.device) if full else least
 
-    def maximized(moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def scattered(moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         total, first, second = moments.split([1, d, moments.shape[1] - d - 1], dim=1)
         means = first / total.clamp_min(1e-12)
-        between = total * (_products(means) if full else means.square())
-        covariances = (second - between).reshape(-1, *whole.shape) if full else (second - between).clamp_min(0)
-        scale = total[:, :, None] if full else total
-        return total[:, 0], means, (covariances + prior) / (scale + count) + floors
+        within = second - total * (_products(means) if full else means.square())
+        return total[:, 0], means, within.reshape(-1, d, d) if full else within.clamp_min(0)
+
+    def maximized(moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        total, means, within = scattered(moments)
+        scale = total[:, None, None] if full else total[:, None]
+        return total, means, (within + count * prior) / (scale + count) + floors
 
     centers = _centers(rows, k, generator)
     _, moments = _moments(rows, full, lambda part, _: _nearest(part, centers))
+    prior = scattered(moments)[2].sum(0) / n
     total, means, covariances = maximized(moments)
     before = -math.inf
     for _ in range(_ITERATIONS):

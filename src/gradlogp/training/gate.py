@@ -76,6 +76,7 @@ def best_shares(
     """The shares β_i of steps N_i that are best made from a denoiser D, at each of 16 levels, ``(len(steps), 16)``.
 
     In turn, D ← D + β_i·N_i(x_t, D) with β_i = E⟨x − D, N_i⟩/E‖N_i‖², less one standard error over rows, cut to [0, 1].
+    Draws come in pairs x ± n: most of what noise adds to ⟨x − D, N_i⟩ at small σ changes its sign with n.
 
     Args:
         denoise: (x_t, kernel) -> D.
@@ -87,12 +88,14 @@ def best_shares(
     """
     if n_draws is None:
         n_draws = max(_LEAST, min(_DRAWS, _NUMBERS // (N_GATES * held_out[0].numel())))
-    x = held_out[: as_count(n_draws, "n_draws", each=held_out[0].nbytes)]
-    n, rows = len(x), x.repeat(math.ceil(n_draws / len(x)), *(1,) * (x.ndim - 1))
-    shares = []
+    pairs = math.ceil(as_count(n_draws, "n_draws", each=held_out[0].nbytes) / 2)
+    x = held_out[:pairs]
+    n, once = len(x), x.repeat(math.ceil(pairs / len(x)), *(1,) * (x.ndim - 1))
+    rows, shares = torch.cat([once, once]), []
     for s in _gate_levels(levels):
         kernel = Gaussian(s)
-        x_t = kernel.sample(rows, generator=generator)
+        x_t = kernel.sample(once, generator=generator)
+        x_t = torch.cat([x_t, 2 * once - x_t])
         with torch.no_grad():
             denoised = denoise(x_t, kernel)
             for move in steps:

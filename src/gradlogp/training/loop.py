@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import chain
 
 import torch
@@ -121,6 +121,8 @@ def _checked(model: ScoreModel, x: Batch, held_out: Tensor, levels: object) -> t
     if not isinstance(model, ClosedForm) and not any(p.requires_grad for p in model.parameters()):
         raise InputError(f"model: got a {type(model).__name__} with no parameter to train, want one")
     x = as_batch(x)
+    if len(held_out) < 2:
+        raise InputError(f"held_out: got {len(held_out)} row, want at least 2: one row shows no standard error")
     return x, as_batch(same_event(held_out, tuple(x.shape[1:]), "held_out"), "held_out")
 
 

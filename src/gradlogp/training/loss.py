@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import torch
+
 from gradlogp._shapes import Batch, Rows
 from gradlogp.kernels import Kernel
 from gradlogp.models import GaussianReference, ScoreModel
