@@ -1,9 +1,10 @@
 """When to stop: by the held-out loss, or by what of it is left? Run: python benchmarks/early_stopping.py (10 minutes).
 
-One run a split, of the estimator's default model, with a look every 25 steps at the same held-out rows and noise. Two
-rules choose a look from it: the smallest denoising loss (target ∇log k(x_t | x)), and the smallest loss against the
-stable target over the held-out rows, which estimates the same curve up to a constant with less noise. What they chose
-is measured on test rows, with the stable target too so that the difference is sharp; it is paired in each split.
+One run a split, of the estimator's default network on the marginals, without mixtures stacked on it and without
+patience. Looks come every 25 steps, at the same held-out rows and noise. Two rules choose a look: the smallest
+denoising loss (target ∇log k(x_t | x)), and the smallest loss against the stable target over the held-out rows, which
+estimates the same curve up to a constant with less noise. What they chose is measured on test rows, with the stable
+target too so that the difference is sharp; it is paired in each split.
 """
 
 from __future__ import annotations

@@ -159,6 +159,18 @@ SIZES: tuple[dict[str, Any], ...] = (
 
 
 def spline_flow(x: Array, seconds: float, seed: int) -> tuple[LogDensity, str]:
+    """The density of :func:`trained_flow`."""
+    best = trained_flow(x, seconds, seed)
+
+    def log_density(rows: Array) -> Array:
+        with torch.no_grad():
+            return best.flow().log_prob(torch.from_numpy(rows).float()).double().numpy()
+
+    end = "stopped early" if best.done else "time over"
+    return log_density, f"{best.size}, {best.epochs} epochs, {end}, held out {-best.best:.3f}"
+
+
+def trained_flow(x: Array, seconds: float, seed: int) -> _Run:
     """zuko's, 8 bins, Adam from 1e-3; three sizes get a sixth of the time each, and the best the rest of it."""
     clock, (fitting, held_out) = Clock(), split(x, VALIDATION, seed)
     tensors = [torch.from_numpy(rows).float() for rows in (fitting, held_out)]
@@ -167,15 +179,8 @@ def spline_flow(x: Array, seconds: float, seed: int) -> tuple[LogDensity, str]:
         run.train(clock, (i + 1) * seconds / 6)
     best = min(runs, key=lambda run: run.best)
     best.train(clock, 0.97 * seconds)
-    flow = best.flow
-    flow.load_state_dict(best.state)
-
-    def log_density(rows: Array) -> Array:
-        with torch.no_grad():
-            return flow().log_prob(torch.from_numpy(rows).float()).double().numpy()
-
-    end = "stopped early" if best.done else "time over"
-    return log_density, f"{best.size}, {best.epochs} epochs, {end}, held out {-best.best:.3f}"
+    best.flow.load_state_dict(best.state)
+    return best
 
 
 class _Run:

@@ -261,3 +261,14 @@ def test_a_narrow_peak_keeps_its_width(width, g):
     spread = ((w * (fitted.variances[0][near] + fitted.means[0][near] ** 2)).sum() / w.sum()).sqrt()
     assert w.sum().item() == pytest.approx(0.9, abs=4 * (0.09 / 6000) ** 0.5)
     assert spread.item() == pytest.approx(width, rel=0.1)
+
+
+def test_many_columns_are_fitted_in_parts(monkeypatch, g):
+    """Parts change nothing, and each column keeps its own law."""
+    rows = torch.randn(500, 7, generator=g).double() * torch.arange(1, 8)
+    rows[:, ::2] += 9 * torch.randint(3, (500, 4), generator=g)
+    whole = Marginals.of_data(rows)
+    monkeypatch.setattr(marginal, "_COLUMNS", 3)
+    parts = Marginals.of_data(rows)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], value, rtol=1e-12, atol=1e-12)

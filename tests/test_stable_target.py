@@ -17,6 +17,7 @@ from gradlogp.kernels import Gaussian, Kernel
 from gradlogp.models import GaussianReference, Preconditioned, ScoreFunction, ScoreModel
 from gradlogp.networks import ResidualMLP
 from gradlogp.objectives import DenoisingScoreMatching, posterior_score
+from gradlogp.objectives.stable import posterior_weights
 from gradlogp.oracles import Empirical
 
 D = 3
@@ -132,6 +133,20 @@ def test_in_float32_digits_are_kept(sigma: float, offset: float, alpha: float | 
     want = posterior_score(x_t.double(), kernel, data.double())
     error = (posterior_score(x_t, kernel, data) - want).abs().max().item()
     assert error < 30 * 6e-8 * (5 + offset + 5 * sigma) / sigma**2
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+@pytest.mark.parametrize("sigma", [1e-3, 0.01, 0.1, 1.0, 30.0])
+@pytest.mark.parametrize("alpha", [1.0, torch.linspace(0.0, 1.5, 300, dtype=F64)], ids=["one", "many"])
+def test_in_float64_weights_are_those_of_differences(sigma: float, offset: float, alpha: float | torch.Tensor) -> None:
+    """Where squares are expanded and where they are not; two rows are near each other at every level."""
+    kernel = Gaussian(sigma, alpha)
+    data = rows(150, 30).repeat(2, 1) + 0.3 * sigma * rows(300, 30, seed=1) + offset
+    x_t = kernel.sample(data, generator=torch.Generator().manual_seed(0))
+    apart = x_t[:, None] - torch.as_tensor(alpha, dtype=F64).reshape(-1, 1, 1) * data
+    want = torch.softmax(-(apart**2).sum(2) / (2 * sigma**2), 1)
+    rounded = 1e-15 * offset * (5 + sigma) / sigma**2
+    torch.testing.assert_close(posterior_weights(x_t, kernel, data[None])[0], want, rtol=0, atol=1e-11 + rounded)
 
 
 def test_many_references_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

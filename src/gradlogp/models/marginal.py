@@ -17,7 +17,7 @@ MAX_COMPONENTS = 32
 PSEUDO_COUNT = 0.1  # rows that each unseen point between the smallest and the largest of a discrete column counts for
 MOST_UNSEEN = 0.02  # of new rows, whose value is none of a discrete column's
 _MAX_ROWS = 50_000
-_N_GROUPS, _N_ITERATIONS = 256, 40
+_N_GROUPS, _N_ITERATIONS, _COLUMNS = 256, 40, 32
 _LEAST = 1e-12  # least variance taken in a quotient, in units of the largest
 _SPREAD = 2**17  # numbers that a few columns and their components are spread over
 _KNOTS_APART = 0.2  # in log λ, of eigenvalues that are summed over
@@ -269,6 +269,8 @@ def _mixtures(columns: Tensor, limit: int) -> list[Component]:
     Few components where few will do keep the score smooth: one for a Gaussian column. Expectation maximisation runs on
     the means and variances of at most 256 equally filled groups of sorted rows, which stand for their rows.
     """
+    if len(columns) > _COLUMNS:  # of more the numbers at work leave the processor's cache
+        return [found for part in columns.split(_COLUMNS) for found in _mixtures(part, limit)]
     n = columns.shape[1]
     groups = columns.sort(dim=1).values.tensor_split(min(n, _N_GROUPS), dim=1)
     mean = torch.stack([g.mean(1) for g in groups], 1)

@@ -11,6 +11,7 @@ from gradlogp._shapes import Batch, event_size, per_row, squared_norm
 from gradlogp.kernels import Gaussian, Kernel
 
 _WORKSPACE = 2**22  # numbers that a chunk may spread over
+_ROUNDED = 1e-12  # nats that a product of matrices may round off a float64 weight
 
 
 def posterior_score(x_t: Batch, kernel: Kernel, references: Tensor, sources: Tensor | None = None) -> Tensor:
@@ -46,8 +47,8 @@ def posterior_score(x_t: Batch, kernel: Kernel, references: Tensor, sources: Ten
 def posterior_weights(x_t: Batch, kernel: Gaussian, points: Tensor, sources: Tensor | None = None) -> Tensor:
     """w_j ∝ exp(−‖x_t − alpha·x_j‖²/(2 sigma²)) over points ``(G, M, *event)``: ``(G, B/G, M)`` in x_t's dtype.
 
-    With sources there is one weight more, the last, of each row's own. Distances keep their digits: differences are
-    squared in float64; for a batch of fewer digits their squares are expanded in float64, as a product of matrices.
+    With sources there is one weight more, the last, of each row's own. Squares are expanded in float64, as a product of
+    matrices. For a float64 batch differences are squared instead where that would lose 10⁻¹² of a weight or more.
     """
     g = len(points)
     alpha, sigma = (v.to(x_t.device).double().reshape(g if v.ndim else 1, -1, 1) for v in (kernel.alpha, kernel.sigma))
@@ -61,16 +62,14 @@ def posterior_weights(x_t: Batch, kernel: Gaussian, points: Tensor, sources: Ten
 
 def _log_densities(a: Tensor, alpha: Tensor, sigma: Tensor, b: Tensor) -> Tensor:
     """−‖a_i − alpha_i b_j‖²/(2 sigma_i²) in each group, ``(G, Q, D), (G, Q, 1) twice, (G, M, D) -> (G, Q, M)``."""
-    scale = -0.5 / sigma**2
-    if a.dtype == torch.float64:
+    scale, centre = -0.5 / sigma**2, b.double().mean((0, 1))
+    from_centre, b_from_centre = a.double() - alpha * centre, b.double() - centre
+    near, slope, squares = scale * _squares(from_centre), scale * alpha**2, _squares(b_from_centre).mT
+    if a.dtype == torch.float64 and -torch.finfo(a.dtype).eps * (near.min() + slope.min() * squares.max()) > _ROUNDED:
         safe = torch.where(alpha > 0, alpha, 1.0)  # at alpha = 0 all references are equally likely
-        squares = torch.cdist(a / safe, b, compute_mode="donot_use_mm_for_euclid_dist") ** 2
-        return (scale * alpha**2) * squares
-    a, b = a.double(), b.double()
-    centre = b.mean((0, 1))
-    a, b = a - alpha * centre, b - centre
-    start = torch.addcmul(scale * _squares(a), scale * alpha**2, _squares(b).mT)
-    return torch.baddbmm(start, a * (-2 * scale * alpha), b.mT)
+        return slope * torch.cdist(a / safe, b, compute_mode="donot_use_mm_for_euclid_dist") ** 2
+    start = torch.addcmul(near, slope, squares)
+    return torch.baddbmm(start, from_centre * (-2 * scale * alpha), b_from_centre.mT)
 
 
 def _squares(v: Tensor) -> Tensor:
