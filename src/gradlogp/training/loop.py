@@ -25,6 +25,7 @@ from gradlogp.training.records import Record, in_vain
 
 _REFERENCES = 128  # of the stable target, at most: with more, held-out losses are no better and a step takes longer
 _MANY = 512  # coordinates, from which it is half as many: rows are then far apart, and distances take long
+MORE_LOOKS = 4  # than patience asks for, at first, beside parts: the network must catch up with them
 _FASTER = 10  # learning rate of what a weight learns, over that of the network: it has a few values only
 
 
@@ -63,7 +64,8 @@ def train(
             references (128 of its rows at a time, or 64), whose target has less noise: ``benchmarks/stable_target.py``.
         average: the running average of the weights, for a caller that wants to see it between records.
         parts: models that will be stacked on this one, by :func:`gradlogp.training.calibrate`: looks are of the stack,
-            so that a step is kept, and training goes on, only for what they do not know.
+            so that a step is kept, and training goes on, only for what they do not know. It then ends after step 250
+            at the earliest, where it ends after 150 without parts.
         generator: source of every draw, and its seed that of dropout layers; what a network draws in other ways comes
             from torch's global source.
 
@@ -101,7 +103,7 @@ def train(
             values = {**seen._asdict(), "floor": look.floor, "floor_stderr": look.floor_stderr}
             history.append(Record(step=step, progress=progress, loss=mean_loss, best=better, seconds=seconds, **values))
             yield history[-1]
-            if in_vain(history) >= recipe.patience:
+            if in_vain(history) >= recipe.patience and len(history) > recipe.patience + MORE_LOOKS * bool(parts):
                 return
     finally:
         model.load_state_dict(best_weights)
