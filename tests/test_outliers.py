@@ -132,8 +132,8 @@ def test_a_fit_that_keeps_no_step_says_so(learning_rate, kept, capsys, monkeypat
 
 
 def test_training_that_helps_nothing_stops_by_itself_and_says_so(capsys):
-    """Six looks, one every 25 steps, and no limit of steps or time is met."""
+    """Ten looks, one every 25 steps, and no limit of steps or time is met."""
     x = np.random.default_rng(0).normal(size=(300, 30))
     est = ScoreDensity(random_state=0, width=8, depth=1).fit(x)
-    assert (est.kept_step_, est.history_[-1].step) == (0, 150)
+    assert (est.kept_step_, est.history_[-1].step) == (0, 250)
     assert capsys.readouterr().err.splitlines()[-1] == f"fit: {NOT_KEPT}"
