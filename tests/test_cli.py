@@ -202,6 +202,7 @@ def test_a_closed_terminal_ends_no_phase(monkeypatch):
     monkeypatch.setattr(sys, "stderr", stream)
     with Phases("fit", shown=True) as phases:
         phases("reading")
+    assert phases.seconds.keys() == {"reading"}
 
 
 def test_a_mistake_stands_on_a_line_of_its_own(home, capsys, monkeypatch):
