@@ -205,6 +205,18 @@ def test_a_closed_terminal_ends_no_phase(monkeypatch):
     assert phases.seconds.keys() == {"reading"}
 
 
+def test_a_terminal_that_has_gone_ends_no_fit(monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, *_):
+            raise OSError("gone")
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    est = ScoreDensity(n_steps=2, width=8, depth=1, random_state=0, verbose=True).fit(
+        np.random.default_rng(0).normal(size=(60, 2))
+    )
+    assert est.history_[-1].step == 2
+
+
 def test_a_mistake_stands_on_a_line_of_its_own(home, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert main(["fit", str(home / "nowhere.csv"), "--out", str(home / "new")]) == 2
